@@ -1,0 +1,1 @@
+"""Sources of `Frame`: every data set, recording, bag and the simulated street."""

@@ -1,0 +1,58 @@
+"""Classes, colours and raw-label maps of a data set, read from config/datasets/<name>.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import yaml
+
+from lima_core.data.frame import IGNORE
+from lima_core.paths import config_dir
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """Train classes of one data set.
+
+    `names` C class names; `colors` (C, 3) uint8 RGB; `train_from_raw` (256,) uint8, 255 = ignore;
+    `detection_names` the classes of `Boxes.class_id`; `detection_from_category` raw category -> class name.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    colors: np.ndarray
+    train_from_raw: np.ndarray
+    detection_names: tuple[str, ...] = ()
+    detection_from_category: dict[str, str] | None = None
+
+    def index(self, name: str) -> int:
+        """Train id of a class name. Raises ValueError on an unknown one."""
+        return self.names.index(name)
+
+    def rgb(self, labels: np.ndarray) -> np.ndarray:
+        """(N,) uint8 train ids -> (N, 3) uint8 RGB; ignored points are black."""
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(self.colors)] = self.colors
+        return table[labels]
+
+
+def load_taxonomy(name: str) -> Taxonomy:
+    """Taxonomy of a data set by name, e.g. `nuscenes`. Raises FileNotFoundError naming those there are."""
+    path = config_dir() / "datasets" / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise FileNotFoundError(f"no data set {name!r}; known: {', '.join(known)}")
+    data = yaml.safe_load(path.read_text())
+    train_from_raw = np.full(256, IGNORE, np.uint8)
+    for raw, train in data["learning_map"].items():
+        train_from_raw[raw] = train
+    colors = np.array([data["colors_rgb"][c] for c in data["classes"]], np.uint8)
+    return Taxonomy(
+        name=data["name"],
+        names=tuple(data["classes"]),
+        colors=colors,
+        train_from_raw=train_from_raw,
+        detection_names=tuple(data.get("detection_classes", ())),
+        detection_from_category=data.get("detection_from_category"),
+    )

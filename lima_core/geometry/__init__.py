@@ -1,0 +1,1 @@
+"""Rigid transforms, cameras and boxes: the only place where transforms are multiplied."""

@@ -1,0 +1,1 @@
+"""Pictures: bird's-eye views, overlays and reports."""

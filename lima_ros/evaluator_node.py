@@ -1,0 +1,152 @@
+"""Compares the perception node's output with /gt/segmentation while it runs, and writes evaluation.json.
+
+`python -m lima_ros.evaluator_node --ros-args -p out:=runs/eval`; parameters: PARAMETERS in lima_ros/evaluation.py.
+Ends by itself when all expected sweeps are accounted for, or after silence. Ground truth is subscribed to last,
+so that a player which waits for a subscriber there knows that the evaluator sees the node's output.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import CompressedImage, PointCloud2
+from std_msgs.msg import Float64
+
+from lima_core.data.bag import TRUTH_TOPIC
+from lima_core.data.classes import load_taxonomy
+from lima_core.data.rig import Rig
+from lima_core.data.ros_cloud import CloudError
+from lima_ros import evaluation
+from lima_ros.convert import stamp_ns
+from lima_ros.parameters import resolve
+from lima_ros.signals import interrupt_once
+
+SETTLE_S = 1.0  # overlays come after the cloud
+STAGES = ("preprocess", "inference", "postprocess", "total")
+QUEUE = QoSProfile(depth=50)
+BEST_EFFORT = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+class EvaluatorNode(Node):
+    """Listens to the perception node and to ground truth until everything sent is accounted for."""
+
+    def __init__(self) -> None:
+        super().__init__("evaluator", automatically_declare_parameters_from_overrides=True)
+        given = {name: p.value for name, p in self.get_parameters_by_prefix("").items()}
+        self._settings = settings = resolve(given, evaluation.PARAMETERS)
+        for line in settings.lines():
+            self.get_logger().info(line)
+        if not settings["out"]:
+            raise ValueError("parameter out: name the folder for evaluation.json")
+        names = load_taxonomy(settings["dataset"]).names
+        self.evaluation = evaluation.Evaluation(names, Path(settings["out"]), settings["keep_every"])
+        self._overlays: Counter[str] = Counter()
+        self._last_s: float | None = None
+        self._output = self.resolve_topic_name(f"{settings['perception']}/output/segmentation")
+        self._listen(settings["perception"])
+        self._truth = None
+        self.create_timer(1.0, self._print)
+
+    def run(self) -> None:
+        """Spins until complete or silent. Raises TimeoutError when nothing ever comes."""
+        executor = SingleThreadedExecutor()
+        executor.add_node(self)
+        begin_s = time.monotonic()
+        self.get_logger().info(f"waiting for {self._output}")
+        while not self._finished(begin_s):
+            executor.spin_once(timeout_sec=0.1)
+            if self._truth is None and self.count_publishers(self._output) > 0:
+                self._truth = self.create_subscription(PointCloud2, TRUTH_TOPIC, self._on_truth, BEST_EFFORT)
+
+    def _listen(self, node: str) -> None:
+        self.create_subscription(PointCloud2, self._output, self._on_segmentation, QUEUE)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, QUEUE)
+        for stage in STAGES:
+            self._on_each(Float64, f"{node}/debug/{stage}_ms", self._on_milliseconds, stage)
+        if self._settings["rig"]:
+            for mount in Rig.load(self._settings["rig"]).cameras:
+                topic = f"{node}/output/{mount.name}/overlay/compressed"
+                self._on_each(CompressedImage, topic, self._on_overlay, mount.name)
+
+    def _on_each(self, message_class: type, topic: str, callback: object, name: str) -> None:
+        self.create_subscription(message_class, topic, lambda message: callback(name, message), QUEUE)
+
+    def _finished(self, begin_s: float) -> bool:
+        now_s = time.monotonic()
+        if self._last_s is None:
+            if now_s - begin_s > self._settings["start_timeout_s"]:
+                raise TimeoutError(f"nothing came on {self._output} or {TRUTH_TOPIC}; is the perception node running?")
+            return False
+        silence_s = now_s - self._last_s
+        complete = self.evaluation.complete(self._settings["frames"]) and silence_s > SETTLE_S
+        return complete or silence_s > self._settings["idle_timeout_s"]
+
+    def _on_segmentation(self, message: PointCloud2) -> None:
+        now_ns = time.monotonic_ns()
+        self._last_s = now_ns / 1e9
+        self._guarded(self.evaluation.add_segmentation, stamp_ns(message.header.stamp), message, now_ns)
+
+    def _on_truth(self, message: PointCloud2) -> None:
+        self._last_s = time.monotonic()
+        self._guarded(self.evaluation.add_truth, stamp_ns(message.header.stamp), message)
+
+    def _guarded(self, add: object, *arguments: object) -> None:
+        """A malformed cloud is reported and left out: it must not end the evaluation."""
+        try:
+            add(*arguments)
+        except CloudError as error:
+            self.get_logger().error(str(error), throttle_duration_sec=1.0)
+
+    def _on_overlay(self, camera: str, message: CompressedImage) -> None:
+        self._last_s = time.monotonic()
+        jpeg, index = bytes(message.data), self._overlays[camera]
+        self.evaluation.add_overlay(camera, stamp_ns(message.header.stamp), jpeg, index)
+        self._overlays[camera] += 1
+
+    def _on_milliseconds(self, stage: str, message: Float64) -> None:
+        self.evaluation.add_milliseconds(stage, message.data)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            values = {item.key: item.value for item in status.values}
+            if self._settings["perception"].strip("/") in status.name and {"received", "published"} <= values.keys():
+                self.evaluation.add_ledger(values)
+
+    def _print(self) -> None:
+        if self._last_s is not None:
+            self.get_logger().info(self.evaluation.line())
+
+
+def main() -> int:
+    """Runs the evaluator; the result is written also when interrupted. Exit status 1 when nothing came."""
+    node = None
+    try:
+        interrupt_once()
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+        node = EvaluatorNode()
+        node.run()
+    except KeyboardInterrupt:
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"evaluator: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if node is not None:
+            node.evaluation.write()
+            node.get_logger().info(node.evaluation.line())
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
