@@ -50,6 +50,8 @@ setup(
         "opencv-python-headless>=4.5",
         "pyyaml",
         "safetensors>=0.4",
+        "lightning-fabric>=2.4",
+        "tensorboard",
         "jsonargparse>=4.33",
         "matplotlib>=3.5",
         "tqdm",

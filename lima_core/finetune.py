@@ -2,13 +2,13 @@
 
 python -m lima_core.finetune --config config/finetune/street.yaml --out runs/street
 python -m lima_core.finetune --config config/finetune/street.yaml --out runs/street --resume
+python -m lima_core.finetune --init runs/lima/checkpoint.safetensors               # from a pretrained backbone
+python -m lima_core.finetune --init runs/lima/checkpoint.safetensors --linear_probe
 python -m lima_core.finetune --help
 """
 
 from __future__ import annotations
 
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import lima_core
 from lima_core.checkpoint import FORMAT, CheckpointError, save_checkpoint
 from lima_core.config import ConfigError, option, plain, read_config, to_yaml
 from lima_core.data.augment import AugmentConfig
@@ -34,10 +33,12 @@ from lima_core.models.heads import build_segmenter
 from lima_core.models.minkunet import MODELS
 from lima_core.models.voxelize import VoxelConfig
 from lima_core.predict import Predictor
+from lima_core.training.initial import load_backbone
 from lima_core.training.input_statistics import input_statistics
 from lima_core.training.loop import STATE, StoppedError, fit
 from lima_core.training.loss import Loss, segmentation_loss
 from lima_core.training.optim import OptimConfig
+from lima_core.training.run_folder import revision, versions
 from lima_core.training.sweeps import Sweep, TrainingSweeps, evaluate
 
 TAXONOMY = "nuscenes"
@@ -62,6 +63,8 @@ class FinetuneConfig:
     voxels: VoxelConfig = field(default_factory=VoxelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    init: str | None = option(None, "checkpoint whose backbone to start from; null: random weights")
+    linear_probe: bool = option(False, "train the last layer only, the backbone frozen in eval mode")
     epochs: int = option(10, "passes over the training sweeps")
     batch_size: int = option(4, "sweeps per step")
     seed: int = option(0, "of weights, order and augmentation")
@@ -92,6 +95,9 @@ def run(config: FinetuneConfig, command: list[str]) -> Path:
     taxonomy = load_taxonomy(TAXONOMY)
     classes = len(taxonomy.names)
     network = build_segmenter(config.model, classes)
+    if config.init is not None:
+        load_backbone(config.init, config.model, network.backbone, config.voxels)
+    network.backbone.requires_grad_(not config.linear_probe)
     folder = Path(config.out)
     write_whole(folder / "config.yaml", to_yaml(_effective(config)))
     training = simulate(config.street.train_seeds, config.street, config.workers, "training streets")
@@ -100,6 +106,7 @@ def run(config: FinetuneConfig, command: list[str]) -> Path:
 
     def loss_at(step: int) -> Loss:
         batch = batches.batch(step)
+        network.backbone.train(not config.linear_probe)  # frozen means its normalisation too
         return segmentation_loss(network(batch.voxels), batch.labels)
 
     def validate() -> dict[str, Any]:
@@ -161,10 +168,10 @@ def _metadata(config: FinetuneConfig, taxonomy: Taxonomy, command: list[str], tr
         "config": plain(_effective(config)),
         "inputs": input_statistics(training),
         "metrics": {},
-        "versions": {"lima": lima_core.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "provenance": {
             "command": " ".join(part for part in command if part != "--resume"),
-            "revision": _revision(),
+            "revision": revision(),
             "data": f"simulated street, seeds {list(config.street.train_seeds)} (end excluded)",
         },
     }
@@ -187,13 +194,6 @@ def _metrics(path: Path, validation: list[Sweep], config: FinetuneConfig, log: l
         "best_epoch": best["epoch"],
         "best_epoch_val_miou": round(best["val_miou"], 4),
     }
-
-
-def _revision() -> str | None:
-    """Git revision of the code, None outside a checkout."""
-    where = Path(__file__).parent
-    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, check=False)
-    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def _report(path: Path, meta: dict[str, Any]) -> None:

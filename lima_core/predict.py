@@ -17,10 +17,8 @@ from torch import Tensor
 from lima_core.checkpoint import load_segmenter
 from lima_core.data.frame import IGNORE
 from lima_core.models.minkunet import ConvNorm
-from lima_core.models.voxelize import network_input, voxelize
+from lima_core.models.voxelize import FARTHEST_M, network_input, voxelize
 from lima_core.sparse.tensor import SparseTensor
-
-FARTHEST_M = 1000.0  # no LiDAR returns from farther; keeps voxel indices in range whatever a driver sends
 
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from lima_core.config import option
 from lima_core.sparse.kernel_map import pack, unpack
 
+FARTHEST_M = 1000.0  # no LiDAR returns from farther; keeps voxel indices in range whatever a driver sends
+
 Rounding = Literal["round", "floor"]
 
 

@@ -19,11 +19,13 @@ class OptimConfig:
 
     peak_lr: float = option(1e-3, "highest learning rate, reached after 20 % of the steps")
     weight_decay: float = option(0.01, "decoupled weight decay, per step and learning rate")
+    clip_norm: float | None = option(None, "largest norm of the gradient; null: not clipped, as in the recipe")
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """One group for all parameters: SuperFlow's tenfold head rate is inert (spec/datasets.md, trap 2)."""
-    return torch.optim.AdamW(model.parameters(), config.peak_lr, (0.9, 0.999), 1e-6, config.weight_decay)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, config.peak_lr, (0.9, 0.999), 1e-6, config.weight_decay)
 
 
 def one_cycle(step: int, total: int, peak: float) -> float:

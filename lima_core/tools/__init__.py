@@ -1,0 +1,1 @@
+"""Commands beside the verbs: `python -m lima_core.tools.<name> --help`."""
