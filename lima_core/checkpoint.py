@@ -53,6 +53,11 @@ def load_segmenter(path: str | Path) -> tuple[Segmenter, VoxelConfig, dict[str, 
     weights, meta = load_checkpoint(path)
     if meta["model"] not in MODELS:
         raise CheckpointError(f"{path}: model {meta['model']!r} is unknown to this lima; known: {', '.join(MODELS)}")
+    if not meta["classes"]["names"]:
+        raise CheckpointError(
+            f"{path} is a pretrained backbone, it has no classes yet; `python -m lima_core.finetune --init {path}` "
+            "makes a network of it"
+        )
     try:
         network = build_segmenter(meta["model"], len(meta["classes"]["names"]))
         voxels = config_from_dict(VoxelConfig, meta["config"]["voxels"])

@@ -21,7 +21,12 @@ GPU_CHUNK_BYTES = 256 << 20  # bounds the memory, large enough to fill the devic
 
 def convolve(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     """(M, Cin) features, (Cout, k, k, k, Cin) weight -> (M', Cout): y[t] = sum of W_k x[s] over the pairs (s, t, k)."""
-    return _Convolve.apply(features, weight.flatten(1, 3), kernel_map)
+    device = features.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        features, weight = features.to(dtype), weight.to(dtype)
+    with torch.autocast(device, enabled=False):  # products into a given buffer must not be cast a second time
+        return _Convolve.apply(features, weight.flatten(1, 3), kernel_map)
 
 
 class _Convolve(torch.autograd.Function):

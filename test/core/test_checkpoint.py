@@ -100,6 +100,7 @@ def test_broken_header(tmp_path: Path) -> None:
         ({"model": "resnet"}, "'resnet' is unknown to this lima; known: minkunet34"),
         ({"model": "minkunet18"}, "made for another model"),
         ({"format": 2}, "format 2, this lima reads 1"),
+        ({"classes": {"names": [], "colors": []}}, r"pretrained backbone.*finetune --init"),
         ({"classes": {"names": ["a", "b"], "colors": []}}, "weights for 3 classes, the model has 2"),
         ({"config": {}}, "broken metadata: KeyError: 'voxels'"),
         ({"config": {"voxels": {"siez": 1}}}, "did you mean size"),

@@ -217,3 +217,21 @@ def test_keys_keep_coordinates_and_their_order(rows: list[tuple[int, int, int, i
     keys = pack(coords)
     assert torch.equal(unpack(keys), coords)
     assert [rows[i] for i in torch.argsort(keys, stable=True)] == sorted(rows)
+
+
+def test_autocast_computes_in_its_type_and_gives_gradients_in_ours() -> None:
+    x = cloud(300, 5)
+    features = x.features.float().requires_grad_()
+    x = SparseTensor(features, x.coords)
+    conv = SubMConv3d(5, 7)
+    exact = conv(x).features
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(x).features
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.05)
+    leaves = [features, conv.weight]
+    upstream = torch.randn_like(exact)
+    expected = torch.autograd.grad(exact, leaves, upstream)
+    for got, want in zip(torch.autograd.grad(y, leaves, upstream.bfloat16()), expected, strict=True):
+        assert got.dtype == torch.float32
+        assert functional.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.999
