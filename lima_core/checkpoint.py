@@ -85,6 +85,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> N
     model.load_state_dict({name: weights[name].to(value.dtype) for name, value in wanted.items()})
 
 
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
     """Tensors and a JSON header, atomically; equal input gives equal bytes."""
     header = {"lima": json.dumps(meta, sort_keys=True)}

@@ -6,11 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from lima_core.checkpoint import CheckpointError, load_checkpoint, load_weights
+from lima_core.checkpoint import CheckpointError, load_checkpoint, load_weights, part
 from lima_core.config import plain
 from lima_core.models.voxelize import VoxelConfig
-
-PREFIX = "backbone."
 
 
 def load_backbone(path: str | Path, model: str, backbone: nn.Module, voxels: VoxelConfig) -> None:
@@ -24,5 +22,4 @@ def load_backbone(path: str | Path, model: str, backbone: nn.Module, voxels: Vox
     learned, asked = meta["config"]["voxels"], plain(voxels)
     if learned != asked:
         raise CheckpointError(f"{path} was trained on voxels {learned}, this run asks for {asked}; make them equal")
-    chosen = {name[len(PREFIX) :]: value for name, value in weights.items() if name.startswith(PREFIX)}
-    load_weights(backbone, chosen, str(path))
+    load_weights(backbone, part(weights, "backbone."), str(path))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from lima_core.checkpoint import CheckpointError, load_weights, read_tensors, write_tensors
+from lima_core.checkpoint import CheckpointError, load_weights, part, read_tensors, write_tensors
 from lima_core.files import write_whole
 from lima_core.training.loss import Loss
 from lima_core.training.optim import OptimConfig, adamw, one_cycle
@@ -224,14 +224,11 @@ def _save(folder: Path, fabric: Fabric, model: nn.Module, optimizer: torch.optim
 def _restore(folder: Path, fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Loads weights and moments; returns the step to go on with."""
     tensors, meta = read_tensors(folder / STATE)
-    prefix = "model."
-    weights = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-    load_weights(model, weights, str(folder / STATE))
+    load_weights(model, part(tensors, "model."), str(folder / STATE))
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, moment = name.split(".")
-            moments.setdefault(int(index), {})[moment] = value
+    for name, value in part(tensors, "optimizer.").items():
+        index, moment = name.split(".")
+        moments.setdefault(int(index), {})[moment] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     fabric.strategy.precision.load_state_dict(meta["precision"])
     return meta["step"]

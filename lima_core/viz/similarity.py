@@ -1,7 +1,7 @@
 """The paper's figure 3: how alike to one query point is everything else, to the teacher and to the student?
 
 python -m lima_core.viz similarity --data FOLDER --frame 0 --query 4,12,-1 --teacher.weights FILE \\
-    --checkpoint runs/lima/last.safetensors --out similarity.png
+    --checkpoint runs/lima/checkpoint.safetensors --out similarity.png
 
 Above: cosine similarity of the query's unified image feature F_u to the teacher's patch features. Below: of the query's
 LiDAR feature to those of all points, projected into the pictures; red is alike, blue is not. LiDAR features are the
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lima_core.checkpoint import CheckpointError, load_weights, read_tensors
+from lima_core.checkpoint import CheckpointError, load_weights, part, read_tensors
 from lima_core.config import config_from_dict, option, read_config
 from lima_core.data.frame import CameraView, Frame
 from lima_core.data.sources import open_source
@@ -111,8 +111,7 @@ def student_features(checkpoint: str | Path, points: np.ndarray) -> tuple[Tensor
     if meta.get("model") not in MODELS:
         raise CheckpointError(f"{checkpoint}: model {meta.get('model')!r} is unknown; known: {', '.join(MODELS)}")
     student = MODELS[meta["model"]]()
-    prefix = "backbone."
-    load_weights(student, {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}, str(checkpoint))
+    load_weights(student, part(weights, "backbone."), str(checkpoint))
     cloud = torch.from_numpy(points)
     voxels = voxelize(cloud, config_from_dict(VoxelConfig, meta["config"]["voxels"]))
     x = SparseTensor(network_input(cloud[voxels.first_point]), voxels.coords)
