@@ -44,7 +44,7 @@ from lima_core.sparse.tensor import SparseTensor
 from lima_core.training.allocator import keep_freed_memory
 from lima_core.training.feature_cache import CacheError, FeatureCache, bytes_per_frame, check_space, teacher_key
 from lima_core.training.input_statistics import input_statistics
-from lima_core.training.loop import STATE, StoppedError, fit, open_fabric
+from lima_core.training.loop import STATE, StoppedError, fit, leave_processes, open_fabric
 from lima_core.training.loss import Loss
 from lima_core.training.optim import OptimConfig
 from lima_core.training.run_folder import describe_run, revision, versions
@@ -125,6 +125,8 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(128 + stop.number)
     except ERRORS as error:
         sys.exit(f"error: {error}")
+    finally:
+        leave_processes()
 
 
 def log_to_terminal() -> None:

@@ -18,6 +18,7 @@ from lima_core.lima.scenes import TeacherFeatures, load
 from lima_core.pretrain import ERRORS, PretrainConfig, log_to_terminal, open_cache, open_drive, start
 from lima_core.pretrain import build_teacher as build
 from lima_core.training.feature_cache import bytes_per_frame, check_space, frame_digest
+from lima_core.training.loop import leave_processes
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> None:
         computed, present = fill(config)
     except ERRORS as error:
         sys.exit(f"error: {error}")
+    finally:
+        leave_processes()
     print(f"{computed} frames computed, {present} were there")
 
 

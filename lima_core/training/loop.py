@@ -20,7 +20,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -64,6 +64,12 @@ def open_fabric(device: Device = "cpu", precision: Precision = "fp32") -> Fabric
     )
     fabric.launch()
     return fabric
+
+
+def leave_processes() -> None:
+    """Ends the group of processes, if any: left to the interpreter's exit, gloo's threads may abort the process."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def fit(

@@ -23,7 +23,7 @@ from lima_core.lima.step import Lima, LimaConfig, Scene
 from lima_core.lima.view import View
 from lima_core.models.minkunet import MinkUNet
 from lima_core.models.voxelize import VoxelConfig
-from lima_core.training.loop import average_gradients, open_fabric
+from lima_core.training.loop import average_gradients, leave_processes, open_fabric
 from lima_core.training.sync_norm import SyncBatchNorm, synchronise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +85,7 @@ def half_step(process: int, port: int, folder: Path, distance: str) -> None:
     fabric.backward(loss.total)
     average_gradients(fabric, model)
     torch.save({**state_after(model), "loss": loss.total.detach()}, folder / f"{process}.pt")
+    leave_processes()
 
 
 def in_two_processes(function, folder: Path, *arguments: object) -> list[dict[str, Tensor]]:
@@ -132,6 +133,7 @@ def normalise(process: int, port: int, folder: Path) -> None:
     (y * (weight[:7] if process == 0 else weight[7:])).sum().backward()
     out = {"y": y.detach(), "dx": mine.grad, "mean": norm.running_mean, "var": norm.running_var}
     torch.save(out, folder / f"{process}.pt")
+    leave_processes()
 
 
 def normal_input() -> tuple[Tensor, Tensor]:
