@@ -48,7 +48,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """(M, Cin) -> (M, Cout) on the same voxels."""
         y = self.second(self.first(x))
-        return y.with_features((y.features + self.shortcut(x).features).relu_())
+        return y.with_features(y.features.add_(self.shortcut(x).features).relu_())
 
 
 class Down(nn.Module):

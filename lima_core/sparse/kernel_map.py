@@ -7,7 +7,10 @@ PyTorch form fast").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,41 +20,59 @@ REACH = 2 ** (AXIS_BITS - 1) - 16  # the margin keeps a neighbour's key from run
 MAX_BATCH = 2 ** (63 - 3 * AXIS_BITS)
 
 
+Triple = tuple[int, int, int]
+
+
 class CoordinateError(ValueError):
     """Voxel coordinates are malformed, duplicate or out of range."""
 
 
-@dataclass(frozen=True)
 class KernelMap:
     """Pairs of voxels that one convolution joins, sorted by kernel offset.
 
     `source` (P,) int64 input rows, `target` (P,) int64 output rows, `counts` pairs of each of the K offsets.
     `identity` is the offset under which every row meets itself; it has no pairs. None where there is no such offset.
+    A map with an identity is symmetric: if s is at offset k of t, then t is at offset K - 1 - k of s.
     """
 
-    source: Tensor
-    target: Tensor
-    counts: tuple[int, ...]
-    n_source: int
-    n_target: int
-    identity: int | None = None
+    def __init__(
+        self,
+        source: Tensor,
+        target: Tensor,
+        counts: tuple[int, ...],
+        n_source: int,
+        n_target: int,
+        identity: int | None = None,
+    ) -> None:
+        self.source, self.target, self.counts = source, target, counts
+        self.n_source, self.n_target, self.identity = n_source, n_target, identity
+        self.derived: dict[Hashable, Any] = {}  # what a backend has made of the map, kept for the next layer
+        self._transposed: KernelMap | None = None
 
-    def transposed(self) -> KernelMap:
-        """The same pairs seen from the outputs: the map of the inverse convolution."""
-        return KernelMap(self.target, self.source, self.counts, self.n_target, self.n_source, self.identity)
+    def transposed(self) -> tuple[KernelMap, int]:
+        """The pairs seen from the outputs, and whether its offsets run as here (1) or backwards (-1)."""
+        if self.identity is not None:
+            return self, -1
+        if self._transposed is None:
+            self._transposed = KernelMap(self.target, self.source, self.counts, self.n_target, self.n_source)
+        return self._transposed, 1
 
 
 class Maps:
-    """Coordinates of one level and the kernel maps built on them so far. `coords` (M, 4) int32 [batch, x, y, z]."""
+    """Coordinates of one level and the kernel maps built on them so far.
 
-    def __init__(self, coords: Tensor) -> None:
+    `coords` (M, 4) int32 [batch, x, y, z]; `shape` size of the volume in voxels, whose first voxel is (0, 0, 0): a
+    strided convolution has no output beyond what its padding reaches, as in dense networks. None: no border.
+    """
+
+    def __init__(self, coords: Tensor, shape: Triple | None = None) -> None:
         if coords.ndim != 2 or coords.shape[1] != 4 or coords.dtype != torch.int32:
             got = f"{tuple(coords.shape)} {coords.dtype}"
             raise CoordinateError(f"coords must be (M, 4) int32 [batch, x, y, z], got {got}")
-        self.coords = coords
+        self.coords, self.shape = coords, shape
         self._sorted: tuple[Tensor, Tensor] | None = None
         self._submanifold: dict[int, KernelMap] = {}
-        self._strided: dict[tuple[int, int], tuple[KernelMap, Maps]] = {}
+        self._strided: dict[tuple[Triple, Triple, Triple], tuple[KernelMap, Maps]] = {}
 
     def submanifold(self, kernel: int) -> KernelMap:
         """Map of a convolution whose outputs are the inputs' own voxels; `kernel` is odd."""
@@ -59,18 +80,20 @@ class Maps:
             self._submanifold[kernel] = self._build_submanifold(kernel)
         return self._submanifold[kernel]
 
-    def strided(self, kernel: int, stride: int) -> tuple[KernelMap, Maps]:
-        """Map of a strided convolution padded by (kernel - 1) // 2, and the level of its outputs.
+    def strided(self, kernel: Triple, stride: Triple, padding: Triple) -> tuple[KernelMap, Maps]:
+        """Map of a strided convolution, and the level of its outputs, in ascending order of their coordinates.
 
-        An output voxel exists where the kernel meets at least one input. The volume has no border.
+        in = stride * out + offset - padding; an output voxel exists where the kernel meets at least one input.
         """
-        if (kernel, stride) not in self._strided:
-            self._strided[kernel, stride] = self._build_strided(kernel, stride)
-        return self._strided[kernel, stride]
+        key = kernel, stride, padding
+        if key not in self._strided:
+            self._strided[key] = self._build_strided(*key)
+        return self._strided[key]
 
     def _keys(self) -> tuple[Tensor, Tensor]:
         """Sorted keys and the row of each."""
         if self._sorted is None:
+            self._check_shape()
             keys, rows = torch.sort(pack(self.coords))
             repeated = (keys[1:] == keys[:-1]).nonzero()
             if len(repeated):
@@ -91,19 +114,54 @@ class Maps:
         counts = tuple(len(s) for s in sources)
         return KernelMap(torch.cat(sources), torch.cat(targets), counts, len(keys), len(keys), identity=centre)
 
-    def _build_strided(self, kernel: int, stride: int) -> tuple[KernelMap, Maps]:
-        """in = stride * out + offset - padding, solved for out."""
+    def _check_shape(self) -> None:
+        if self.shape is None or not len(self.coords):
+            return
+        low, high = self.coords[:, 1:].amin(0).tolist(), self.coords[:, 1:].amax(0).tolist()
+        if min(low) < 0 or any(h >= size for h, size in zip(high, self.shape, strict=True)):
+            raise CoordinateError(
+                f"voxels span {low} to {high}, outside the volume {self.shape}; crop the points first"
+            )
+
+    def _build_strided(self, kernel: Triple, stride: Triple, padding: Triple) -> tuple[KernelMap, Maps]:
+        """Solves in = stride * out + offset - padding for out."""
         self._keys()
-        axis = torch.arange(kernel, dtype=torch.int32, device=self.coords.device)
-        offsets = torch.cartesian_prod(axis, axis, axis).reshape(-1, 1, 3)
-        reached = self.coords[None, :, 1:] + (kernel - 1) // 2 - offsets
-        offset, source = (reached % stride == 0).all(-1).nonzero(as_tuple=True)
-        coarse = reached[offset, source].div(stride, rounding_mode="floor")
+        find = self._tiles if kernel == stride else self._reached
+        offset, source, coarse = find(kernel, stride, padding)
+        shape = None
+        if self.shape is not None:
+            shape = tuple(
+                (n + 2 * p - k) // s + 1 for n, p, k, s in zip(self.shape, padding, kernel, stride, strict=True)
+            )
+            inside = ((coarse >= 0) & (coarse < coarse.new_tensor(shape))).all(1)
+            offset, source, coarse = offset[inside], source[inside], coarse[inside]
         keys, target = torch.unique(pack(torch.cat([self.coords[source, :1], coarse], 1)), return_inverse=True)
-        level = Maps(unpack(keys))
+        level = Maps(unpack(keys), shape)
         level._sorted = keys, torch.arange(len(keys), device=keys.device)
-        counts = tuple(torch.bincount(offset, minlength=kernel**3).tolist())
+        counts = tuple(torch.bincount(offset, minlength=math.prod(kernel)).tolist())
         return KernelMap(source, target, counts, len(self.coords), len(keys)), level
+
+    def _reached(self, kernel: Triple, stride: Triple, padding: Triple) -> tuple[Tensor, Tensor, Tensor]:
+        """Offset (P,), input row (P,) and output coordinates (P, 3) of every pair, sorted by offset."""
+        axes = [
+            _along(self.coords[:, 1 + axis] + padding[axis], kernel[axis], stride[axis]) for axis in range(len(kernel))
+        ]
+        sources, coarse = [], []
+        for (x, fits_x), (y, fits_y), (z, fits_z) in itertools.product(*axes):
+            row = (fits_x & fits_y & fits_z).nonzero().squeeze(1)
+            sources.append(row)
+            coarse.append(torch.stack([x[row], y[row], z[row]], 1))
+        counts = torch.tensor([len(row) for row in sources], device=self.coords.device)
+        offset = torch.repeat_interleave(torch.arange(len(sources), device=counts.device), counts)
+        return offset, torch.cat(sources), torch.cat(coarse)
+
+    def _tiles(self, kernel: Triple, stride: Triple, padding: Triple) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_reached`, for kernels that do not overlap: every voxel lies in one output, under one offset."""
+        place, steps = self.coords[:, 1:] + self.coords.new_tensor(padding), self.coords.new_tensor(stride)
+        coarse = place.div(steps, rounding_mode="floor")
+        x, y, z = (place - coarse * steps).unbind(1)
+        offset, source = torch.sort((x * kernel[1] + y) * kernel[2] + z, stable=True)
+        return offset, source, coarse[source]
 
 
 def pack(coords: Tensor) -> Tensor:
@@ -128,6 +186,12 @@ def unpack(keys: Tensor) -> Tensor:
     half, mask = 1 << (AXIS_BITS - 1), (1 << AXIS_BITS) - 1
     axes = [(keys >> shift & mask) - half for shift in (2 * AXIS_BITS, AXIS_BITS, 0)]
     return torch.stack([keys >> 3 * AXIS_BITS, *axes], 1).int()
+
+
+def _along(place: Tensor, kernel: int, stride: int) -> list[tuple[Tensor, Tensor]]:
+    """For each offset along one axis: the output coordinate (M,) and whether there is one (M,)."""
+    reached = [place - offset for offset in range(kernel)]
+    return [(r.div(stride, rounding_mode="floor"), r % stride == 0) for r in reached]
 
 
 def _neighbours(keys: Tensor, rows: Tensor, kernel: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lima_core.sparse.kernel_map import Maps
+from lima_core.sparse.kernel_map import Maps, Triple
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,13 @@ class SparseTensor:
     """Features of M voxels of one or more clouds.
 
     `features` (M, C) float; `coords` (M, 4) int32 [batch, x, y, z] in voxels of this level, in any order, may be
-    negative; `stride` size of this level's voxels in input voxels; `maps` is shared by all tensors on these voxels.
+    negative; `stride` (x, y, z) size of this level's voxels in input voxels; `maps` is shared by all tensors on these
+    voxels, and knows the volume's border where there is one.
     """
 
     features: Tensor
     coords: Tensor
-    stride: int = 1
+    stride: Triple = (1, 1, 1)
     maps: Maps | None = None
 
     def __post_init__(self) -> None:
@@ -37,7 +38,8 @@ class SparseTensor:
 
     def to(self, device: str) -> SparseTensor:
         """A copy on a device; kernel maps are built anew there."""
-        return SparseTensor(self.features.to(device), self.coords.to(device), self.stride)
+        coords = self.coords.to(device)
+        return SparseTensor(self.features.to(device), coords, self.stride, Maps(coords, self.maps.shape))
 
     def __len__(self) -> int:
         return len(self.coords)

@@ -1,7 +1,12 @@
-"""Sparse convolution in plain PyTorch, for every device.
+"""Sparse convolution in plain PyTorch, for every device: gather, multiply, sum.
 
-For each kernel offset k: gather the source rows, multiply by W_k, add to the target rows. Pairs are taken in chunks
-that stay in the cache; backward saves X and W only and gathers again (spec/sparse.md).
+y[t] = sum over the pairs (s, t, k) of x[s] W_k
+
+For each kernel offset k: gather the source rows into a small buffer that stays in the cache, multiply it by W_k into
+its place in one buffer of products. Then each target adds up its own products: a segmented sum over a list made once
+per kernel map. Nothing is scattered: every output row is written once, in an order that does not depend on threads, so
+results are deterministic on every device. A block of targets bounds the memory whatever the cloud's size. Backward
+saves X and W only and gathers once for both gradients. Measured choices: spec/sparse.md, `python -m bench.sparse`.
 """
 
 from __future__ import annotations
@@ -12,95 +17,169 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
+from lima_core.sparse.blocks import Block, blocks
 from lima_core.sparse.kernel_map import KernelMap
 
-CPU_CHUNK_BYTES = 2 << 20  # about one core's share of the cache
-GPU_CHUNK_BYTES = 256 << 20  # bounds the memory, large enough to fill the device
+CPU_PRODUCTS = 1 << 16  # rows of the product buffer: bounds the memory, and keeps a block near the cache
+GPU_PRODUCTS = 1 << 19  # large enough to fill the device
+CPU_COLUMNS = 128  # MKL multiplies by 256 columns more slowly than twice by 128
+
+Matrices = list[tuple[Tensor, ...]]  # of each offset, W_k (Cin, Cout) cut into groups of columns
 
 
-def convolve(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    """(M, Cin) features, (Cout, k, k, k, Cin) weight -> (M', Cout): y[t] = sum of W_k x[s] over the pairs (s, t, k)."""
+def convolve(features: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap) -> Tensor:
+    """(M, Cin) features, (Cout, kx, ky, kz, Cin) weight, (Cout,) bias -> (M', Cout)."""
     device = features.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         features, weight = features.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     with torch.autocast(device, enabled=False):  # products into a given buffer must not be cast a second time
-        return _Convolve.apply(features, weight.flatten(1, 3), kernel_map)
+        return _Convolve.apply(features, weight.flatten(1, 3), bias, kernel_map)
 
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap) -> Tensor:
         """`weight` (Cout, K, Cin)."""
+        features = features.contiguous()
         ctx.save_for_backward(features, weight)
         ctx.kernel_map = kernel_map
-        return _product(features, weight.permute(1, 2, 0), kernel_map)
+        matrices = _matrices(weight.permute(1, 2, 0))
+        done = [_outputs(features, matrices, kernel_map.identity, block, bias) for block in _cut(kernel_map, features)]
+        return _joined(done, features, weight.shape[0])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Input gradient by the transposed map and weights, weight gradient offset by offset."""
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Input gradient: the transposed map with transposed weights; weight gradient: one product per offset."""
         features, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_features = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_features = _product(grad, weight.transpose(0, 1), ctx.kernel_map.transposed())
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(features, grad, ctx.kernel_map).transpose(0, 1)
-        return grad_features, grad_weight, None
+        wants_features, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        kernel_map, order = ctx.kernel_map.transposed()
+        matrices = _matrices(weight.transpose(0, 1))[::order] if wants_features else None
+        sums = _WeightGradient(features, weight, order) if wants_weight else None
+        done = [_gradients(grad, matrices, sums, kernel_map.identity, block) for block in _cut(kernel_map, grad)]
+        return (
+            _joined(done, grad, weight.shape[2]) if wants_features else None,
+            sums.total() if wants_weight else None,
+            grad.sum(0) if wants_bias else None,
+            None,
+        )
 
 
-def _product(rows: Tensor, weights: Tensor, kernel_map: KernelMap) -> Tensor:
-    """y[t] = sum of x[s] @ weights[k]; `rows` (M, C), `weights` (K, C, C')."""
-    width = weights.shape[2]
-    if kernel_map.identity is None:
-        out = rows.new_zeros(kernel_map.n_target, width)
-    else:
-        out = rows @ weights[kernel_map.identity]
-    size = min(_chunk_rows(rows, max(rows.shape[1], width)), len(kernel_map.source))
-    gathered, product = rows.new_empty(size, rows.shape[1]), rows.new_empty(size, width)
-    for start, stop, segments in _chunks(kernel_map.counts, size):
-        part = gathered[: stop - start]
-        torch.index_select(rows, 0, kernel_map.source[start:stop], out=part)
-        for offset, low, high in segments:
-            torch.mm(part[low:high], weights[offset], out=product[low:high])
-        out.index_add_(0, kernel_map.target[start:stop], product[: stop - start])
-    return out
+def _matrices(weight: Tensor) -> Matrices:
+    """(K, Cin, Cout), any strides -> K tuples of views of some columns, of all where cutting them saves nothing."""
+    cut = weight.device.type == "cpu" and weight.stride(2) == 1
+    columns = CPU_COLUMNS if cut else max(1, weight.shape[2])
+    return list(zip(*(group.unbind(0) for group in weight.split(columns, 2)), strict=True))
 
 
-def _weight_gradient(features: Tensor, grad: Tensor, kernel_map: KernelMap) -> Tensor:
-    """(K, Cout, Cin): dW_k = sum over the pairs of dY[t] x[s]^T."""
-    out = features.new_zeros(len(kernel_map.counts), grad.shape[1], features.shape[1])
-    if kernel_map.identity is not None:
-        torch.mm(grad.T, features, out=out[kernel_map.identity])
-    size = min(_chunk_rows(features, max(features.shape[1], grad.shape[1])), len(kernel_map.source))
-    sources, targets = (x.new_empty(size, x.shape[1]) for x in (features, grad))
-    for start, stop, segments in _chunks(kernel_map.counts, size):
-        source, target = sources[: stop - start], targets[: stop - start]
-        torch.index_select(features, 0, kernel_map.source[start:stop], out=source)
-        torch.index_select(grad, 0, kernel_map.target[start:stop], out=target)
-        for offset, low, high in segments:
-            out[offset].addmm_(target[low:high].T, source[low:high])
-    return out
+def _cut(kernel_map: KernelMap, rows: Tensor) -> tuple[Block, ...]:
+    return blocks(kernel_map, CPU_PRODUCTS if rows.device.type == "cpu" else GPU_PRODUCTS)
 
 
-def _chunk_rows(rows: Tensor, width: int) -> int:
-    limit = CPU_CHUNK_BYTES if rows.device.type == "cpu" else GPU_CHUNK_BYTES
-    return max(1, limit // (width * rows.element_size()))
+def _joined(parts: list[Tensor], like: Tensor, width: int) -> Tensor:
+    if not parts:
+        return like.new_empty(0, width)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _chunks(counts: tuple[int, ...], size: int) -> Iterator[tuple[int, int, list[tuple[int, int, int]]]]:
-    """Cuts pairs sorted by offset into runs of at most `size`: (start, stop, [(offset, low, high) inside the run])."""
-    start = used = 0
-    segments: list[tuple[int, int, int]] = []
-    for offset, count in enumerate(counts):
-        while count:
-            take = min(count, size - used)
-            segments.append((offset, used, used + take))
-            used, count = used + take, count - take
-            if used == size:
-                yield start, start + used, segments
-                start, used, segments = start + used, 0, []
-    if used:
-        yield start, start + used, segments
+def _outputs(rows: Tensor, matrices: Matrices, identity: int | None, block: Block, bias: Tensor | None) -> Tensor:
+    """(T, Cout) of a block of T targets; `rows` (M, Cin) contiguous."""
+    products = _Products(rows, matrices, identity, block, bias)
+    for number, part in enumerate(_gathered(rows, block)):
+        products.multiply(number, part)
+    return products.summed()
+
+
+def _gradients(
+    grad: Tensor, matrices: Matrices | None, sums: _WeightGradient | None, identity: int | None, block: Block
+) -> Tensor | None:
+    """(S, Cin) input gradient of a block of the transposed map where `matrices` are given; adds to `sums`."""
+    products = None if matrices is None else _Products(grad, matrices, identity, block, None)
+    if sums is not None and identity is not None:
+        sums.add(identity, grad[block.start : block.stop], slice(block.start, block.stop))
+    for number, part in enumerate(_gathered(grad, block)):
+        if products is not None:
+            products.multiply(number, part)
+        if sums is not None:
+            sums.add(block.offsets[number], part, block.targets[number])
+    return None if products is None else products.summed()
+
+
+def _gathered(rows: Tensor, block: Block) -> Iterator[Tensor]:
+    """(P_k, C) source rows of one offset of the block after the other, in one buffer that stays in the cache."""
+    buffer = rows.new_empty(max(block.counts, default=0), rows.shape[1])
+    for source in block.sources:
+        part = buffer[: len(source)]
+        torch.index_select(rows, 0, source, out=part)
+        yield part
+
+
+class _Products:
+    """Products of a block's pairs, one below the other, under those of the targets with themselves."""
+
+    def __init__(
+        self, rows: Tensor, matrices: Matrices, identity: int | None, block: Block, bias: Tensor | None
+    ) -> None:
+        self._block, self._bias = block, bias
+        self._matrices = [matrices[offset] for offset in block.offsets]
+        widths = [columns.shape[1] for columns in matrices[0]]
+        self._own = block.stop - block.start if identity is not None else 0
+        self._rows = rows.new_empty(self._own + sum(block.counts), sum(widths))
+        if self._own:
+            own = rows[block.start : block.stop]
+            biases = [None] * len(widths) if bias is None else bias.split(widths)
+            for columns, place, shift in zip(
+                matrices[identity], self._rows[: self._own].split(widths, 1), biases, strict=True
+            ):
+                torch.mm(own, columns, out=place) if shift is None else torch.addmm(shift, own, columns, out=place)
+        self._places = [group.split(block.counts) for group in self._rows[self._own :].split(widths, 1)]
+
+    def multiply(self, number: int, part: Tensor) -> None:
+        """`part` (P_k, Cin) are the rows of the block's offset `number`."""
+        for columns, places in zip(self._matrices[number], self._places, strict=True):
+            torch.mm(part, columns, out=places[number])
+
+    def summed(self) -> Tensor:
+        """(T, Cout): each target's products, and the bias."""
+        block = self._block
+        if not block.counts and self._own:
+            return self._rows
+        if not block.counts:
+            out = self._rows.new_zeros(block.stop - block.start, self._rows.shape[1])
+        else:
+            out = functional.embedding_bag(
+                block.products, self._rows, block.firsts, mode="sum", include_last_offset=True
+            )
+        return out if self._bias is None or self._own else out.add_(self._bias)
+
+
+class _WeightGradient:
+    """dW_k = sum over the pairs of dY[t]^T x[s], offset by offset; `order` that of the transposed map's offsets."""
+
+    def __init__(self, features: Tensor, weight: Tensor, order: int) -> None:
+        c_out, kernel, c_in = weight.shape
+        # laid out in memory as the weight is
+        self._total = weight.new_empty(kernel, c_in, c_out)
+        self._places = [place.T for place in self._total.unbind(0)][::order]
+        self._empty = set(range(kernel))
+        self._features = features
+
+    def add(self, offset: int, dy: Tensor, rows: Tensor | slice) -> None:
+        """`dy` (P, Cout) and the rows (P,) of x that belong to it."""
+        x = self._features[rows] if isinstance(rows, slice) else self._features.index_select(0, rows)
+        if offset in self._empty:
+            self._empty.remove(offset)
+            torch.mm(dy.T, x, out=self._places[offset])
+        else:
+            self._places[offset].addmm_(dy.T, x)
+
+    def total(self) -> Tensor:
+        """(Cout, K, Cin)."""
+        for offset in self._empty:
+            self._places[offset].zero_()
+        return self._total.permute(2, 0, 1)

@@ -69,7 +69,7 @@ def test_strided_equals_dense_convolution(n: int, kernel: int) -> None:
     out = conv(x)
     # two empty voxels on each side, so that no output falls off the dense grid
     reference = functional.conv3d(dense(x, SIDE + 4, -2), dense_weight(conv), stride=2, padding=(kernel - 1) // 2)
-    assert out.stride == 2
+    assert out.stride == (2, 2, 2)
     assert_same_with_gradients(out.features, at(reference, out.coords, -1), [x.features, conv.weight])
     reference = reference.detach().clone()
     batch, i, j, k = (out.coords.long() + torch.tensor([0, 1, 1, 1])).unbind(1)
@@ -102,13 +102,15 @@ def test_gradcheck(kind: str) -> None:
     assert torch.autograd.gradcheck(run, (rows.features.detach().requires_grad_(), conv.weight))
 
 
-def test_chunked_result_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("conv", [SubMConv3d(4, 7, bias=True), SparseConv3d(4, 7, 3, 2, bias=True), SparseConv3d(4, 7)])
+def test_result_does_not_depend_on_blocks_and_columns(conv: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     x = cloud(300, 4)
-    conv = SubMConv3d(4, 4).double()
+    conv.double()
     x.features.requires_grad_()
     whole = conv(x).features
     expected = torch.autograd.grad(whole.square().sum(), [x.features, conv.weight])
-    monkeypatch.setattr("lima_core.sparse.torch_backend.CPU_CHUNK_BYTES", 7 * 4 * 8)
+    monkeypatch.setattr("lima_core.sparse.torch_backend.CPU_PRODUCTS", 31)
+    monkeypatch.setattr("lima_core.sparse.torch_backend.CPU_COLUMNS", 3)
     pieces = conv(x).features
     torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-12)
     got = torch.autograd.grad(pieces.square().sum(), [x.features, conv.weight])
