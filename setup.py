@@ -81,7 +81,17 @@ setup(
         "cuda126": ["spconv-cu126; python_version >= '3.12'"],
         # the official evaluators; they pin numpy < 2, so they want an environment of their own
         "eval": ["nuscenes-devkit>=1.2.0"],
-        "dev": ["pytest", "hypothesis", "ruff", "codespell", "colcon-common-extensions", "setuptools", "trimesh"],
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "ruff",
+            "codespell",
+            "colcon-common-extensions",
+            "setuptools",
+            "trimesh",
+            # the CPU build, for tests and benchmarks: its forward pass is the peer of ours
+            "spconv; platform_machine == 'x86_64' and python_version < '3.14'",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -1,23 +1,24 @@
 """Does LiMA teach more than one frame does? Linear probe on simulated streets: random, 1 frame (ScaLR), 6 frames.
 
-python bench/pretrain_street.py --weights vit_small_patch14_dinov2.safetensors --out runs/bench_street
-About half an hour on one CPU core; --processes 2 pretrains two rows at a time.
+python bench/pretrain_street.py --weights vit_small_patch14_dinov2.safetensors --out runs/bench_street --seeds 0 1 2
+About an hour per seed on one CPU core, after half an hour for streets and teacher features, which all seeds share.
+Interrupted, it goes on where it was: finished rows are read, a half trained one is resumed.
 
-Same student, streets, seed, order and number of steps; the probe is one linear layer on the standardised features of
-the frozen backbone in eval mode, trained on the labels of the pretraining streets (last epoch, nothing is selected),
-and measured on streets that neither has seen. `--rows "1 frame, mixing" "6 frames, no mixing"` tells memory (LTFP)
-from mixing (CSMA), which doubles the forward passes of a step.
+Every row is config/pretrain/lima_street.yaml with the options of ROWS: same student, streets, order, number of steps.
+The probe is one linear layer on the standardised features of the frozen backbone in eval mode, trained on the labels of
+the pretraining streets (last epoch, nothing is selected), and measured on streets that neither has seen. `--rows
+"1 frame, mixing" "6 frames, no mixing"` tells memory (LTFP) from mixing (CSMA), which doubles the passes of a step.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from lima_core import pretrain
 from lima_core.checkpoint import load_checkpoint
-from lima_core.config import read_config
+from lima_core.config import plain, read_config, to_yaml
 from lima_core.data.classes import load_taxonomy
 from lima_core.data.drives import Drives, draw_streets
 from lima_core.data.synthetic.street import Street
@@ -34,10 +35,12 @@ from lima_core.files import write_whole
 from lima_core.metrics.segmentation import ConfusionMatrix
 from lima_core.models.minkunet import MODELS
 from lima_core.models.voxelize import VoxelConfig
+from lima_core.paths import config_dir
 from lima_core.tools import cache_teacher
 from lima_core.training.allocator import keep_freed_memory
 from lima_core.training.collate import collate
 from lima_core.training.initial import load_backbone
+from lima_core.training.loop import STATE
 from lima_core.training.loss import segmentation_loss
 from lima_core.training.optim import OptimConfig, adamw, one_cycle
 
@@ -47,7 +50,7 @@ ROWS = {
     "1 frame, mixing": ["--method.frames=1"],
     "6 frames, no mixing": ["--method.frames=6", "--method.mixing=null"],
 }
-VALIDATION = range(100_000, 100_010)
+VALIDATION, VALIDATION_SWEEPS = range(100_000, 100_030), (0, 20)
 PROBE_EPOCHS, PROBE_BATCH, PROBE_LR = 20, 2, 1e-2
 
 Sweep = tuple[np.ndarray, np.ndarray]  # points and labels
@@ -58,56 +61,65 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, help="DINOv2 ViT-S, .safetensors or .pth")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_street"))
-    parser.add_argument("--streets", type=int, default=24)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="*", default=["1 frame", "6 frames"], choices=list(ROWS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    arguments = common_arguments(options)
-    seconds = {}
-    start = time.monotonic()
-    config = read_config(pretrain.PretrainConfig, arguments, "bench")
+    config = read_config(pretrain.PretrainConfig, arguments(options, options.seeds[0]), "bench")
     cache_teacher.fill(config)
-    seconds["streets and teacher"] = time.monotonic() - start
-    with ThreadPoolExecutor(options.processes) as pool:
-        jobs = {name: pool.submit(train, [*arguments, *ROWS[name], f"--out={options.out / name}"])
-                for name in options.rows}  # fmt: skip
-        seconds.update({name: job.result() for name, job in jobs.items()})
-    start = time.monotonic()
     sweeps = list(labelled(config)), list(validation())
-    table = {"random": {"loss": None, **probe(None, config, *sweeps)}}
-    for name in options.rows:
-        path = options.out / name / "checkpoint.safetensors"
-        table[name] = {"loss": load_checkpoint(path)[1]["metrics"]["last_epoch_loss"], **probe(path, config, *sweeps)}
-    seconds["probes"] = time.monotonic() - start
-    print(f"{'pretraining':22s} {'loss':>6s} {'linear probe mIoU':>18s} {'accuracy':>9s}")
-    for name, row in table.items():
-        loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
-        print(f"{name:22s} {loss:>6s} {100 * row['miou']:17.2f}% {100 * row['accuracy']:8.2f}%")
-    print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
-    result = {"arguments": arguments, "rows": table, "seconds": seconds}
+    table = {}
+    for seed in options.seeds:
+        for name in ["random", *options.rows]:
+            folder = options.out / f"seed{seed}" / name
+            path = train([*arguments(options, seed), *ROWS[name], f"--out={folder}"]) if name in ROWS else None
+            table[f"{name}, seed {seed}"] = probed(folder, path, replace(config, seed=seed), *sweeps)
+    show(table, ["random", *options.rows], options.seeds)
+    result = {"arguments": arguments(options, options.seeds[0]), "rows": table}
     print(f"wrote {write_whole(options.out / 'table.json', json.dumps(result, indent=2))}")
 
 
-def common_arguments(options: argparse.Namespace) -> list[str]:
-    """What all rows share, as options of lima_core.pretrain."""
+def arguments(options: argparse.Namespace, seed: int) -> list[str]:
+    """What all rows of a seed share, as options of lima_core.pretrain."""
     return [
-        f"--teacher.weights={options.weights}", "--teacher.image_size=[224,112]",
+        f"--config={config_dir() / 'pretrain' / 'lima_street.yaml'}", f"--teacher.weights={options.weights}",
         f"--teacher.cache={options.out / 'features'}", f"--data.folder={options.out / 'streets'}",
-        f"--data.seeds=[0,{options.streets}]", "--data.sweeps=10", "--data.stride=5", "--data.image_size=[336,168]",
-        "--student=minkunet_tiny", "--voxels.size=[0.4,2.0,0.4]", "--optim.peak_lr=5e-3", "--batch_size=2",
-        f"--epochs={options.epochs}", f"--seed={options.seed}", "--workers=0", "--device=cpu",
+        f"--seed={seed}", "--threads=1", "--workers=0", "--device=cpu",
     ]  # fmt: skip
 
 
-def train(arguments: Sequence[str]) -> float:
-    """Pretrains in a process of its own; returns the seconds it took."""
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "lima_core.pretrain", *arguments], check=True)
-    return time.monotonic() - start
+def train(argv: Sequence[str]) -> Path:
+    """The checkpoint of a pretraining run, which is started, resumed, or was finished before."""
+    config = read_config(pretrain.PretrainConfig, argv, "bench")
+    folder = Path(config.out)
+    path = folder / "checkpoint.safetensors"
+    if not path.is_file() or load_checkpoint(path)[1]["config"] | {"out": config.out} != plain(config):
+        resume = (folder / STATE).is_file() and (folder / "config.yaml").read_text() == to_yaml(config)
+        command = [sys.executable, "-m", "lima_core.pretrain", *argv, *(["--resume"] if resume else [])]
+        subprocess.run(command, check=True)
+    return path
+
+
+def show(table: dict[str, dict], names: Sequence[str], seeds: Sequence[int]) -> None:
+    """mIoU by row and seed, in percent, with mean and standard deviation."""
+    print(f"linear probe mIoU    {'  '.join(f'seed {seed:<3d}' for seed in seeds)}  mean +- std")
+    for name in names:
+        values = [100 * table[f"{name}, seed {seed}"]["miou"] for seed in seeds]
+        spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+        print(f"{name:20s} {'  '.join(f'{value:8.2f}' for value in values)}  {np.mean(values):.2f} +- {spread:.2f}")
+
+
+def probed(folder: Path, checkpoint: Path | None, config: pretrain.PretrainConfig, *sweeps: list[Sweep]) -> dict:
+    """The probe of a checkpoint, read from its folder where it was made before."""
+    content = b"" if checkpoint is None else checkpoint.read_bytes()
+    facts = {"of": hashlib.blake2b(content).hexdigest(), "probe": [PROBE_EPOCHS, PROBE_BATCH, PROBE_LR, config.seed]}
+    path = folder / "probe.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if known.get("facts") != facts:
+        known = {"facts": facts, "result": probe(checkpoint, config, *sweeps)}
+        write_whole(path, json.dumps(known, indent=2))
+    return known["result"]
 
 
 def probe(
@@ -142,8 +154,8 @@ def labelled(config: pretrain.PretrainConfig):
 def validation():
     """Points and labels of streets that are used for nothing else."""
     for seed in VALIDATION:
-        street = Street(seed, frames=21, cameras=False)
-        yield from ((frame.points, frame.labels) for frame in (street[i] for i in (0, 10, 20)))
+        street = Street(seed, frames=max(VALIDATION_SWEEPS) + 1, cameras=False)
+        yield from ((frame.points, frame.labels) for frame in map(street.__getitem__, VALIDATION_SWEEPS))
 
 
 @torch.no_grad()

@@ -40,6 +40,7 @@ from lima_core.lima.view import ViewError
 from lima_core.models.minkunet import MODELS
 from lima_core.models.teacher import NAMES, Teacher, TeacherError
 from lima_core.models.voxelize import VoxelConfig, network_input, voxelize
+from lima_core.sparse.backend import use_backend
 from lima_core.sparse.tensor import SparseTensor
 from lima_core.training.allocator import keep_freed_memory
 from lima_core.training.feature_cache import CacheError, FeatureCache, bytes_per_frame, check_space, teacher_key
@@ -108,7 +109,12 @@ class PretrainConfig:
     threads: int = option(1, "CPU threads of each process, and processes that draw streets")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "of the student; less than fp32 on a GPU only")
-    deterministic: bool = option(False, "refuse operations that are not repeatable on a GPU; a CPU always repeats")
+    backend: Literal["auto", "torch", "spconv"] = option(
+        "auto", "of the sparse convolutions; auto: spconv on a GPU where it is installed, else torch"
+    )
+    deterministic: bool = option(
+        False, "refuse operations that are not repeatable on a GPU, spconv too; a CPU always repeats"
+    )
     save_minutes: float = option(10.0, "minutes between saved states; one is saved after each epoch too")
     out: str = option("runs/pretrain", "run folder")
     resume: bool = option(False, "go on with the run in the folder --out")
@@ -227,7 +233,11 @@ def open_cache(config: TeacherConfig, teacher: Teacher, process: int = 0) -> Fea
 
 def build_objective(config: PretrainConfig, teacher_channels: int) -> Lima:
     """The student with its projection, freshly initialised."""
-    student = MODELS[config.student](norm_momentum=NORM_MOMENTUM)
+    backend = "torch" if config.deterministic else config.backend
+    try:
+        student = use_backend(MODELS[config.student](norm_momentum=NORM_MOMENTUM), backend)
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from error
     return Lima(student, teacher_channels, config.method, config.voxels, config.augment)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Hashable
 from typing import Any
 
@@ -48,13 +49,19 @@ class KernelMap:
         self.n_source, self.n_target, self.identity = n_source, n_target, identity
         self.derived: dict[Hashable, Any] = {}  # what a backend has made of the map, kept for the next layer
         self._transposed: KernelMap | None = None
+        # weak, for a cycle would keep the tensors until the next garbage collection
+        self._origin: weakref.ref[KernelMap] | None = None
 
     def transposed(self) -> tuple[KernelMap, int]:
         """The pairs seen from the outputs, and whether its offsets run as here (1) or backwards (-1)."""
         if self.identity is not None:
             return self, -1
+        origin = self._origin and self._origin()
+        if origin is not None:
+            return origin, 1
         if self._transposed is None:
             self._transposed = KernelMap(self.target, self.source, self.counts, self.n_target, self.n_source)
+            self._transposed._origin = weakref.ref(self)
         return self._transposed, 1
 
 

@@ -11,7 +11,6 @@ saves X and W only and gathers once for both gradients. Measured choices: spec/s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -90,8 +89,9 @@ def _joined(parts: list[Tensor], like: Tensor, width: int) -> Tensor:
 def _outputs(rows: Tensor, matrices: Matrices, identity: int | None, block: Block, bias: Tensor | None) -> Tensor:
     """(T, Cout) of a block of T targets; `rows` (M, Cin) contiguous."""
     products = _Products(rows, matrices, identity, block, bias)
-    for number, part in enumerate(_gathered(rows, block)):
-        products.multiply(number, part)
+    gathered = _Gathered(rows, block)
+    for number, source in enumerate(block.sources):
+        products.multiply(number, gathered(source, block.counts[number]))
     return products.summed()
 
 
@@ -101,22 +101,31 @@ def _gradients(
     """(S, Cin) input gradient of a block of the transposed map where `matrices` are given; adds to `sums`."""
     products = None if matrices is None else _Products(grad, matrices, identity, block, None)
     if sums is not None and identity is not None:
-        sums.add(identity, grad[block.start : block.stop], slice(block.start, block.stop))
-    for number, part in enumerate(_gathered(grad, block)):
+        own = slice(block.start, block.stop)
+        sums.add(identity, grad[own], sums.features[own])
+    gathered = _Gathered(grad, block)
+    xs = None if sums is None else _Gathered(sums.features, block)
+    for number, source in enumerate(block.sources):
+        part = gathered(source, block.counts[number])
         if products is not None:
             products.multiply(number, part)
         if sums is not None:
-            sums.add(block.offsets[number], part, block.targets[number])
+            sums.add(block.offsets[number], part, xs(block.targets[number], block.counts[number]))
     return None if products is None else products.summed()
 
 
-def _gathered(rows: Tensor, block: Block) -> Iterator[Tensor]:
-    """(P_k, C) source rows of one offset of the block after the other, in one buffer that stays in the cache."""
-    buffer = rows.new_empty(max(block.counts, default=0), rows.shape[1])
-    for source in block.sources:
-        part = buffer[: len(source)]
-        torch.index_select(rows, 0, source, out=part)
-        yield part
+class _Gathered:
+    """Rows by index, a block's offset at a time, in one buffer that stays in the cache."""
+
+    def __init__(self, rows: Tensor, block: Block) -> None:
+        self._rows = rows
+        self._buffer = rows.new_empty(max(block.counts, default=0), rows.shape[1])
+
+    def __call__(self, index: Tensor, count: int) -> Tensor:
+        """(count, C), until the next call."""
+        part = self._buffer.narrow(0, 0, count)
+        torch.index_select(self._rows, 0, index, out=part)
+        return part
 
 
 class _Products:
@@ -167,11 +176,10 @@ class _WeightGradient:
         self._total = weight.new_empty(kernel, c_in, c_out)
         self._places = [place.T for place in self._total.unbind(0)][::order]
         self._empty = set(range(kernel))
-        self._features = features
+        self.features = features
 
-    def add(self, offset: int, dy: Tensor, rows: Tensor | slice) -> None:
-        """`dy` (P, Cout) and the rows (P,) of x that belong to it."""
-        x = self._features[rows] if isinstance(rows, slice) else self._features.index_select(0, rows)
+    def add(self, offset: int, dy: Tensor, x: Tensor) -> None:
+        """`dy` (P, Cout) and `x` (P, Cin) of the offset's pairs."""
         if offset in self._empty:
             self._empty.remove(offset)
             torch.mm(dy.T, x, out=self._places[offset])

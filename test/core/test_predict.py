@@ -135,10 +135,25 @@ def test_unknown_device(path: Path) -> None:
         Predictor(path, "gpu")
 
 
+def test_half_precision_changes_few_labels() -> None:
+    points = Street(200_000, frames=1, cameras=False)[0].points
+    whole, half = (Predictor(STREET_CHECKPOINT, "cpu", precision) for precision in ("fp32", "fp16"))
+    assert half.features(points[:100]).dtype == np.float32
+    assert np.mean(whole.segment(points).labels == half.segment(points).labels) > 0.99
+
+
+def test_spconv_gives_the_same_labels(path: Path, predictor: Predictor) -> None:
+    pytest.importorskip("spconv.pytorch", reason="spconv is not installed; pip install -e '.[dev]'")
+    other = Predictor(path, "cpu", backend="spconv")
+    np.testing.assert_allclose(other.features(cloud()), predictor.features(cloud()), atol=1e-4)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_gpu_and_cpu_agree(path: Path, predictor: Predictor) -> None:
-    np.testing.assert_allclose(Predictor(path, "cuda").features(cloud()), predictor.features(cloud()), atol=1e-3)
+    on_gpu = Predictor(path, "cuda", "fp32")
+    np.testing.assert_allclose(on_gpu.features(cloud()), predictor.features(cloud()), atol=1e-3)
+    assert np.mean(Predictor(path, "cuda").segment(cloud()).labels == predictor.segment(cloud()).labels) > 0.98
 
 
 def test_missing_checkpoint(tmp_path: Path) -> None:
