@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from lima_core.sparse.backend import convolve, use_backend
 from lima_core.sparse.conv import InverseConv3d, SparseConv3d, SubMConv3d
 from lima_core.sparse.kernel_map import MAX_BATCH, REACH, CoordinateError, Maps, pack, unpack
 from lima_core.sparse.tensor import SparseTensor
@@ -237,3 +238,49 @@ def test_autocast_computes_in_its_type_and_gives_gradients_in_ours() -> None:
     for got, want in zip(torch.autograd.grad(y, leaves, upstream.bfloat16()), expected, strict=True):
         assert got.dtype == torch.float32
         assert functional.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.999
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near(dtype: torch.dtype) -> None:
+    x, conv = cloud(300, 5), SubMConv3d(5, 7, bias=True)
+    exact = conv(x.with_features(x.features.float())).features
+    y = conv.to(dtype)(x.with_features(x.features.to(dtype))).features
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.05)
+
+
+def test_anisotropic_strides_and_the_border_are_those_of_a_dense_convolution() -> None:
+    x = cloud(300, 3)
+    x = SparseTensor(x.features, x.coords, maps=Maps(x.coords, (SIDE,) * 3))
+    conv = SparseConv3d(3, 4, (1, 3, 2), (1, 2, 2), (0, 1, 0)).double()
+    reference = functional.conv3d(dense(x, SIDE), dense_weight(conv), stride=(1, 2, 2), padding=(0, 1, 0))
+    out = conv(x)
+    assert out.maps.shape == tuple(reference.shape[2:])
+    torch.testing.assert_close(out.features, at(reference, out.coords), rtol=1e-10, atol=1e-10)
+    assert out.stride == (1, 2, 2)
+
+
+def test_voxels_outside_the_volume_are_refused() -> None:
+    coords = torch.tensor([[0, 0, 0, 8]], dtype=torch.int32)
+    x = SparseTensor(torch.zeros(1, 2), coords, maps=Maps(coords, (8, 8, 8)))
+    with pytest.raises(CoordinateError, match=r"outside the volume \(8, 8, 8\)"):
+        SubMConv3d(2, 2)(x)
+
+
+def test_features_of_another_cloud_are_refused() -> None:
+    x, other = cloud(50, 4), cloud(60, 4, seed=1)
+    with pytest.raises(ValueError, match="4 input channels"):
+        SubMConv3d(4, 4).double()(x.with_features(x.features[:, :3]))
+    with pytest.raises(ValueError, match="60 voxels"):
+        convolve(x.features, SubMConv3d(4, 4).double().weight, None, other.maps.submanifold(3))
+
+
+def test_unknown_backend_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="auto, torch or spconv"):
+        use_backend(SubMConv3d(2, 2), "cuda")
+
+
+def test_gradient_has_the_memory_layout_of_the_weight() -> None:
+    x, conv = cloud(300, 4), SubMConv3d(4, 6).double()
+    conv(x).features.sum().backward()
+    assert conv.weight.grad.stride() == conv.weight.stride()
