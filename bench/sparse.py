@@ -31,7 +31,7 @@ from lima_core.data.synthetic.street import Street
 from lima_core.files import write_whole
 from lima_core.models.minkunet import MODELS, ConvNorm, MinkUNet
 from lima_core.models.voxelize import VoxelConfig, network_input, voxelize
-from lima_core.sparse.backend import use_backend
+from lima_core.sparse.conv import use_backend
 from lima_core.sparse.tensor import SparseTensor
 from lima_core.training.allocator import keep_freed_memory
 

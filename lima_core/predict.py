@@ -18,7 +18,8 @@ from lima_core.checkpoint import load_segmenter
 from lima_core.data.frame import IGNORE
 from lima_core.models.minkunet import ConvNorm
 from lima_core.models.voxelize import FARTHEST_M, network_input, voxelize
-from lima_core.sparse.backend import Backend, use_backend
+from lima_core.sparse.backend import Backend
+from lima_core.sparse.conv import use_backend
 from lima_core.sparse.tensor import SparseTensor
 from lima_core.training.allocator import keep_freed_memory
 

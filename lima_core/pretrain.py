@@ -40,7 +40,7 @@ from lima_core.lima.view import ViewError
 from lima_core.models.minkunet import MODELS
 from lima_core.models.teacher import NAMES, Teacher, TeacherError
 from lima_core.models.voxelize import VoxelConfig, network_input, voxelize
-from lima_core.sparse.backend import use_backend
+from lima_core.sparse.conv import use_backend
 from lima_core.sparse.tensor import SparseTensor
 from lima_core.training.allocator import keep_freed_memory
 from lima_core.training.feature_cache import CacheError, FeatureCache, bytes_per_frame, check_space, teacher_key

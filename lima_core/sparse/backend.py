@@ -7,9 +7,9 @@ spconv  extras `cuda120` (Python <= 3.11) and `cuda126`; trains on a GPU only
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lima_core.sparse import spconv_backend, torch_backend
 from lima_core.sparse.kernel_map import KernelMap
@@ -35,13 +35,9 @@ def convolve(
     return module.convolve(features, weight, bias, kernel_map)
 
 
-def use_backend(model: nn.Module, backend: Backend) -> nn.Module:
-    """Sets the backend of every sparse convolution in `model`. Raises RuntimeError when it is not installed."""
-    if backend not in ("auto", "torch", "spconv"):
+def check_backend(backend: str) -> None:
+    """Raises ValueError on an unknown name, RuntimeError when the backend is not installed."""
+    if backend not in get_args(Backend):
         raise ValueError(f"backend {backend!r} is unknown; use auto, torch or spconv")
     if backend == "spconv":
         spconv_backend.require()
-    for module in model.modules():
-        if hasattr(module, "backend"):
-            module.backend = backend
-    return model

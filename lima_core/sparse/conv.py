@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lima_core.sparse.backend import Backend, convolve
+from lima_core.sparse.backend import Backend, check_backend, convolve
 from lima_core.sparse.kernel_map import KernelMap, Maps, Triple
 from lima_core.sparse.tensor import SparseTensor
 
@@ -91,6 +91,18 @@ class InverseConv3d(_Strided):
                 f"kernel {self.kernel}, stride {self.stride}, padding {self.padding}"
             )
         return fine.with_features(self._convolve(x.features, kernel_map.transposed()[0]))
+
+
+def use_backend(model: nn.Module, backend: Backend) -> nn.Module:
+    """Sets the backend of every sparse convolution in `model`, and returns it.
+
+    Raises ValueError on an unknown name, RuntimeError when the backend is not installed.
+    """
+    check_backend(backend)
+    for module in model.modules():
+        if isinstance(module, _Convolution):
+            module.backend = backend
+    return model
 
 
 def _triple(value: int | Triple) -> Triple:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from lima_core.sparse.backend import convolve, use_backend
-from lima_core.sparse.conv import InverseConv3d, SparseConv3d, SubMConv3d
+from lima_core.sparse.backend import convolve
+from lima_core.sparse.conv import InverseConv3d, SparseConv3d, SubMConv3d, use_backend
 from lima_core.sparse.kernel_map import MAX_BATCH, REACH, CoordinateError, Maps, pack, unpack
 from lima_core.sparse.tensor import SparseTensor
 

@@ -14,8 +14,7 @@ from torch import nn
 from lima_core.models.heads import build_segmenter
 from lima_core.models.voxelize import VoxelConfig, network_input, voxelize
 from lima_core.sparse import spconv_backend, torch_backend
-from lima_core.sparse.backend import use_backend
-from lima_core.sparse.conv import InverseConv3d, SparseConv3d, SubMConv3d
+from lima_core.sparse.conv import InverseConv3d, SparseConv3d, SubMConv3d, use_backend
 from lima_core.sparse.kernel_map import KernelMap, Maps, Triple, pack
 from lima_core.sparse.tensor import SparseTensor
 

@@ -9,8 +9,7 @@ from torch.nn import functional
 
 from lima_core.models.heads import build_segmenter
 from lima_core.sparse import spconv_backend
-from lima_core.sparse.backend import use_backend
-from lima_core.sparse.conv import InverseConv3d, SparseConv3d, SubMConv3d
+from lima_core.sparse.conv import InverseConv3d, SparseConv3d, SubMConv3d, use_backend
 from lima_core.sparse.kernel_map import Maps, Triple
 from lima_core.sparse.tensor import SparseTensor
 
