@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lima_core import pretrain
 from lima_core.checkpoint import load_checkpoint
-from lima_core.config import plain, read_config, to_yaml
+from lima_core.config import config_from_dict, read_config, to_yaml
 from lima_core.data.classes import load_taxonomy
 from lima_core.data.drives import Drives, draw_streets
 from lima_core.data.synthetic.street import Street
@@ -94,11 +94,16 @@ def train(argv: Sequence[str]) -> Path:
     config = read_config(pretrain.PretrainConfig, argv, "bench")
     folder = Path(config.out)
     path = folder / "checkpoint.safetensors"
-    if not path.is_file() or load_checkpoint(path)[1]["config"] | {"out": config.out} != plain(config):
+    if not path.is_file() or replace(config_of(path), out=config.out) != config:
         resume = (folder / STATE).is_file() and (folder / "config.yaml").read_text() == to_yaml(config)
         command = [sys.executable, "-m", "lima_core.pretrain", *argv, *(["--resume"] if resume else [])]
         subprocess.run(command, check=True)
     return path
+
+
+def config_of(checkpoint: Path) -> pretrain.PretrainConfig:
+    """The config of a run; keys that it did not know have their defaults."""
+    return config_from_dict(pretrain.PretrainConfig, load_checkpoint(checkpoint)[1]["config"])
 
 
 def show(table: dict[str, dict], names: Sequence[str], seeds: Sequence[int]) -> None:

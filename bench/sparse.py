@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -54,10 +53,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    keep_freed_memory()  # for both: large tensors are not mapped anew at every layer
     if options.memory_of:
         print(megabytes(options.memory_of))
         return
+    keep_freed_memory()  # for both: large tensors are not mapped anew at every layer
     result: dict[str, object] = {"torch": torch.__version__, "cpu": cpu_name()}
     if "forward" in options.only:
         result["forward"] = forward()
@@ -119,10 +118,11 @@ def memory() -> dict[str, float]:
 
 
 def megabytes(what: str) -> float:
-    """Growth of this process's peak memory by one run on the first cloud."""
+    """Peak of this process's resident memory during one run on the first cloud, beyond what it held before. Linux."""
     ours, peer, learner = engines()
     features, coords = voxelized(*next(iter(clouds().values())))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
     with torch.set_grad_enabled(what == "training"):
         if what == "ours":
             ours(SparseTensor(features, coords))
@@ -130,7 +130,13 @@ def megabytes(what: str) -> float:
             peer(features, coords)
         else:
             train_step(learner, SparseTensor(features, coords))
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return resident("VmHWM") - before
+
+
+def resident(key: str) -> float:
+    """MB, from the kernel's account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
 def scaling() -> list[dict]:

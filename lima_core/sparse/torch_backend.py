@@ -70,9 +70,8 @@ class _Convolve(torch.autograd.Function):
 
 
 def _matrices(weight: Tensor) -> Matrices:
-    """(K, Cin, Cout), any strides -> K tuples of views of some columns, of all where cutting them saves nothing."""
-    cut = weight.device.type == "cpu" and weight.stride(2) == 1
-    columns = CPU_COLUMNS if cut else max(1, weight.shape[2])
+    """(K, Cin, Cout), any strides -> K tuples of views (Cin, <= CPU_COLUMNS)."""
+    columns = CPU_COLUMNS if weight.device.type == "cpu" else max(1, weight.shape[2])
     return list(zip(*(group.unbind(0) for group in weight.split(columns, 2)), strict=True))
 
 
@@ -174,20 +173,21 @@ class _WeightGradient:
         c_out, kernel, c_in = weight.shape
         # laid out in memory as the weight is
         self._total = weight.new_empty(kernel, c_in, c_out)
-        self._places = [place.T for place in self._total.unbind(0)][::order]
+        self._places = _matrices(self._total.transpose(1, 2))[::order]
+        self._widths = [place.shape[1] for place in self._places[0]]
         self._empty = set(range(kernel))
         self.features = features
 
     def add(self, offset: int, dy: Tensor, x: Tensor) -> None:
         """`dy` (P, Cout) and `x` (P, Cin) of the offset's pairs."""
-        if offset in self._empty:
-            self._empty.remove(offset)
-            torch.mm(dy.T, x, out=self._places[offset])
-        else:
-            self._places[offset].addmm_(dy.T, x)
+        first = offset in self._empty
+        self._empty.discard(offset)
+        for place, columns in zip(self._places[offset], x.split(self._widths, 1), strict=True):
+            torch.mm(dy.T, columns, out=place) if first else place.addmm_(dy.T, columns)
 
     def total(self) -> Tensor:
         """(Cout, K, Cin)."""
         for offset in self._empty:
-            self._places[offset].zero_()
+            for place in self._places[offset]:
+                place.zero_()
         return self._total.permute(2, 0, 1)
