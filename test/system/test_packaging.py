@@ -48,7 +48,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prefix(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`pip install .` into a prefix of its own."""
     target = tmp_path_factory.mktemp("prefix")
-    options = ["--no-deps", "--no-build-isolation", "--quiet", "--prefix", str(target)]
+    # without --ignore-installed pip takes the installation that the tests run from away
+    options = ["--no-deps", "--no-build-isolation", "--ignore-installed", "--quiet", "--prefix", str(target)]
     run([sys.executable, "-m", "pip", "install", *options, str(checkout)])
     return target
 
