@@ -213,7 +213,7 @@ def on_gpu(task: Callable[[], object]) -> float:
 
 def engines() -> tuple[MinkUNet, SpconvMinkUNet, MinkUNet]:
     """Our network and spconv's with the same weights, folded, and one to train."""
-    ours = MODELS[MODEL]().eval().requires_grad_(False)
+    ours = MODELS[MODEL]().eval()
     for module in ours.modules():
         if isinstance(module, ConvNorm):
             module.fold()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lima_core.models.minkunet import BasicBlock, ConvNorm
 from lima_core.sparse.conv import SparseConv3d, SubMConv3d
-from lima_core.sparse.kernel_map import Triple
+from lima_core.sparse.kernel_map import Triple, output_shape
 from lima_core.sparse.tensor import SparseTensor
 
 VOLUME = (1024, 1024, 41)  # voxels of 0.1 x 0.1 x 0.2 m in +-51.2 m, -5 to 3 m, and an empty one on top
@@ -69,11 +69,11 @@ class VoxelNet(nn.Module):
 
     def _height(self) -> int:
         """Voxels in z of the last stage."""
-        height = self.volume[2]
+        shape = self.volume
         for conv in self.modules():
             if isinstance(conv, SparseConv3d):
-                height = (height + 2 * conv.padding[2] - conv.kernel[2]) // conv.stride[2] + 1
-        return height
+                shape = output_shape(shape, conv.kernel, conv.stride, conv.padding)
+        return shape[2]
 
 
 def bev_map(x: SparseTensor, batch_size: int) -> Tensor:

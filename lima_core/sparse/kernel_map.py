@@ -137,9 +137,7 @@ class Maps:
         offset, source, coarse = find(kernel, stride, padding)
         shape = None
         if self.shape is not None:
-            shape = tuple(
-                (n + 2 * p - k) // s + 1 for n, p, k, s in zip(self.shape, padding, kernel, stride, strict=True)
-            )
+            shape = output_shape(self.shape, kernel, stride, padding)
             inside = ((coarse >= 0) & (coarse < coarse.new_tensor(shape))).all(1)
             offset, source, coarse = offset[inside], source[inside], coarse[inside]
         keys, target = torch.unique(pack(torch.cat([self.coords[source, :1], coarse], 1)), return_inverse=True)
@@ -169,6 +167,11 @@ class Maps:
         x, y, z = (place - coarse * steps).unbind(1)
         offset, source = torch.sort((x * kernel[1] + y) * kernel[2] + z, stable=True)
         return offset, source, coarse[source]
+
+
+def output_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple) -> Triple:
+    """The volume of a strided convolution's outputs, as in dense networks."""
+    return tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape, kernel, stride, padding, strict=True))
 
 
 def pack(coords: Tensor) -> Tensor:

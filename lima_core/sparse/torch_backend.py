@@ -6,7 +6,7 @@ For each kernel offset k: gather the source rows into a small buffer that stays 
 its place in one buffer of products. Then each target adds up its own products: a segmented sum over a list made once
 per kernel map. Nothing is scattered: every output row is written once, in an order that does not depend on threads, so
 results are deterministic on every device. A block of targets bounds the memory whatever the cloud's size. Backward
-saves X and W only and gathers once for both gradients. Measured choices: spec/sparse.md, `python -m bench.sparse`.
+saves X and W only and gathers once for both gradients. Measured choices: spec/sparse.md, `python bench/sparse.py`.
 """
 
 from __future__ import annotations
