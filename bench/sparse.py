@@ -1,7 +1,7 @@
 """Sparse convolution against spconv, in one run, interleaved: `python bench/sparse.py [--json FILE] [--only PART ...]`.
 
 forward   MinkUNet-34, batch 1, batch norm folded on both sides: ours and spconv's own CPU forward; one thread
-training  our forward + backward against spconv's forward (its backward needs a GPU)
+training  in the same rounds: our forward + backward against spconv's forward (its backward needs a GPU)
 memory    what a process needs beyond what it held before, each engine in a process of its own
 scaling   10k to 200k points; threads: one against two
 cuda      torch and spconv backend, fp32 and fp16, forward and training, batch 1 and 4 (where there is a GPU)
@@ -81,10 +81,11 @@ def forward() -> list[dict]:
             {
                 "ours": lambda f=features, c=coords: ours(SparseTensor(f, c)),
                 "spconv": lambda f=features, c=coords: peer(f, c),
+                "training": lambda f=features, c=coords: train_step(learner, SparseTensor(f, c)),
                 "gemm": lambda s=square: s @ s,
             }
         )
-        training = median(lambda f=features, c=coords: train_step(learner, SparseTensor(f, c)), 3)
+        training = seconds["training"]
         difference = (ours(SparseTensor(features, coords)).features - peer(features, coords)).abs().max()
         gflop = active_gflop(ours, SparseTensor(features, coords))
         row = {
@@ -223,7 +224,8 @@ def engines() -> tuple[MinkUNet, SpconvMinkUNet, MinkUNet]:
 def train_step(network: MinkUNet, x: SparseTensor) -> None:
     """Forward and backward, without an optimiser."""
     network.zero_grad(set_to_none=True)
-    network(x).features.float().square().mean().backward()
+    with torch.inference_mode(False), torch.enable_grad():
+        network(x).features.float().square().mean().backward()
 
 
 def interleaved(
@@ -238,16 +240,6 @@ def interleaved(
                 task()
                 times[name].append(clock() - start)
     return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
-
-
-def median(task: Callable[[], object], repeats: int) -> float:
-    """Median CPU seconds after one warm-up."""
-    times = []
-    for _ in range(1 + repeats):
-        start = time.process_time()
-        task()
-        times.append(time.process_time() - start)
-    return statistics.median(times[1:])
 
 
 def active_gflop(network: MinkUNet, x: SparseTensor) -> float:

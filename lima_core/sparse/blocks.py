@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,13 +71,20 @@ def _cut(kernel_map: KernelMap, products: int) -> tuple[Block, ...]:
 def _block(source: Tensor, target: Tensor, counts: Sequence[int], start: int, stop: int, own: bool) -> Block:
     """One block; `own`: every target meets itself too."""
     size = stop - start
-    kind = torch.int16 if size < 2**15 else torch.int32  # the narrower, the faster the sort
+    kind = torch.int16 if size < 2**15 else torch.int32  # NumPy sorts 16 bits by radix
     local = (target - start).to(kind)
     if own:
         local = torch.cat([torch.arange(size, dtype=kind, device=local.device), local])
-    products = torch.sort(local, stable=True).indices.int()
+    products = _order(local)
     firsts = torch.zeros(size + 1, dtype=torch.int32, device=local.device)
     firsts[1:] = torch.bincount(local, minlength=size).cumsum(0)
     offsets = tuple(offset for offset, count in enumerate(counts) if count)
     present = tuple(counts[offset] for offset in offsets)
     return Block(start, stop, offsets, present, source.split(present), target.split(present), products, firsts)
+
+
+def _order(values: Tensor) -> Tensor:
+    """int32 indices of a stable sort; on a CPU NumPy's, up to ten times as fast for these short runs."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.argsort(values.numpy(), kind="stable").astype(np.int32))
+    return torch.sort(values, stable=True).indices.int()

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +78,7 @@ class Maps:
             got = f"{tuple(coords.shape)} {coords.dtype}"
             raise CoordinateError(f"coords must be (M, 4) int32 [batch, x, y, z], got {got}")
         self.coords, self.shape = coords, shape
-        self._sorted: tuple[Tensor, Tensor] | None = None
+        self._sorted: tuple[Tensor, Tensor | None] | None = None
         self._submanifold: dict[int, KernelMap] = {}
         self._strided: dict[tuple[Triple, Triple, Triple], tuple[KernelMap, Maps]] = {}
 
@@ -97,29 +98,35 @@ class Maps:
             self._strided[key] = self._build_strided(*key)
         return self._strided[key]
 
-    def _keys(self) -> tuple[Tensor, Tensor]:
-        """Sorted keys and the row of each."""
+    def _keys(self) -> tuple[Tensor, Tensor | None]:
+        """Sorted keys and the row of each; no rows where the voxels are in this order already."""
         if self._sorted is None:
             self._check_shape()
-            keys, rows = torch.sort(pack(self.coords))
-            repeated = (keys[1:] == keys[:-1]).nonzero()
-            if len(repeated):
-                where = self.coords[rows[repeated[0, 0]]].tolist()
-                raise CoordinateError(
-                    f"{len(repeated)} duplicate voxels, e.g. [batch, x, y, z] = {where}; merge points with voxelize()"
-                )
+            keys, rows = pack(self.coords), None
+            if not (keys[1:] > keys[:-1]).all():
+                keys, rows = torch.sort(keys)
+                repeated = (keys[1:] == keys[:-1]).nonzero()
+                if len(repeated):
+                    where = self.coords[rows[repeated[0, 0]]].tolist()
+                    raise CoordinateError(
+                        f"{len(repeated)} duplicate voxels, e.g. [batch, x, y, z] = {where}; "
+                        "merge points with voxelize()"
+                    )
             self._sorted = keys, rows
         return self._sorted
 
     def _build_submanifold(self, kernel: int) -> KernelMap:
         """Finds half of the neighbours and mirrors them: if b is at +offset of a, then a is at -offset of b."""
         keys, rows = self._keys()
-        centre = kernel**3 // 2
-        sources, targets = _neighbours(keys, rows, kernel)
-        none = rows[:0]
-        sources, targets = [*sources, none, *targets[::-1]], [*targets, none, *sources[::-1]]
-        counts = tuple(len(s) for s in sources)
-        return KernelMap(torch.cat(sources), torch.cat(targets), counts, len(keys), len(keys), identity=centre)
+        sources, targets = _neighbours(keys, kernel)
+        none = keys[:0]
+        source = torch.cat([*sources, none, *targets[::-1]])
+        target = torch.cat([*targets, none, *sources[::-1]])
+        if rows is not None:
+            source, target = rows[source], rows[target]
+        counts = [len(s) for s in sources]
+        counts = (*counts, 0, *counts[::-1])
+        return KernelMap(source, target, counts, len(keys), len(keys), identity=kernel**3 // 2)
 
     def _check_shape(self) -> None:
         if self.shape is None or not len(self.coords):
@@ -142,7 +149,7 @@ class Maps:
             offset, source, coarse = offset[inside], source[inside], coarse[inside]
         keys, target = torch.unique(pack(torch.cat([self.coords[source, :1], coarse], 1)), return_inverse=True)
         level = Maps(unpack(keys), shape)
-        level._sorted = keys, torch.arange(len(keys), device=keys.device)
+        level._sorted = keys, None
         counts = tuple(torch.bincount(offset, minlength=math.prod(kernel)).tolist())
         return KernelMap(source, target, counts, len(self.coords), len(keys)), level
 
@@ -204,26 +211,39 @@ def _along(place: Tensor, kernel: int, stride: int) -> list[tuple[Tensor, Tensor
     return [(r.div(stride, rounding_mode="floor"), r % stride == 0) for r in reached]
 
 
-def _neighbours(keys: Tensor, rows: Tensor, kernel: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Source and target rows for each offset before the central one.
+def _neighbours(keys: Tensor, kernel: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Positions among the sorted `keys` of source and target, for each offset before the central one.
 
-    z is the lowest axis of a key, so the neighbours of one (dx, dy) column lie side by side: one search per column.
+    z is the lowest axis of a key, so the neighbours of one (dx, dy) column lie side by side: one search per column,
+    and none for the voxel's own.
     """
-    radius, half = kernel // 2, kernel**3 // 2
-    steps = torch.arange(-radius, radius + 1, device=keys.device)
-    columns = torch.cartesian_prod(steps, steps)[: kernel**2 // 2 + 1]
-    first = keys + ((columns[:, :1] << 2 * AXIS_BITS) + (columns[:, 1:] << AXIS_BITS) - radius)
-    position = torch.searchsorted(keys, first)
+    radius = kernel // 2
     padded = torch.cat([keys, keys.new_full((1,), -1)])
-    hits = []
-    for dz in range(kernel):
-        hit = padded[position] == first + dz
-        hits.append((hit, position))
-        position = position + hit
     sources, targets = [], []
-    for offset in range(half):
-        hit, position = hits[offset % kernel]
-        row = hit[offset // kernel].nonzero().squeeze(1)
-        sources.append(rows[position[offset // kernel, row]])
-        targets.append(rows[row])
+    for column in range(kernel**2 // 2 + 1):
+        dx, dy = column // kernel - radius, column % kernel - radius
+        wanted = keys + ((dx << 2 * AXIS_BITS) + (dy << AXIS_BITS) - radius)
+        own = dx == dy == 0
+        position = _below(keys, radius) if own else _search(keys, wanted)
+        for _ in range(radius if own else kernel):
+            hit = padded.index_select(0, position) == wanted
+            row = hit.nonzero().squeeze(1)
+            sources.append(position.index_select(0, row))
+            targets.append(row)
+            position, wanted = position + hit, wanted + 1
     return sources, targets
+
+
+def _below(keys: Tensor, radius: int) -> Tensor:
+    """Position of the first of the sorted, different `keys` that is at most `radius` less, for each of them."""
+    position = torch.arange(len(keys), device=keys.device)
+    for step in range(1, min(radius, len(keys) - 1) + 1):
+        position[step:] -= (keys[:-step] >= keys[step:] - radius).long()
+    return position
+
+
+def _search(keys: Tensor, wanted: Tensor) -> Tensor:
+    """As torch.searchsorted; on a CPU NumPy's, twice as fast where `wanted` ascends: it goes on where it was."""
+    if keys.device.type == "cpu":
+        return torch.from_numpy(np.searchsorted(keys.numpy(), wanted.numpy()))
+    return torch.searchsorted(keys, wanted)

@@ -21,7 +21,7 @@ from torch.nn import functional
 from lima_core.sparse.blocks import Block, blocks
 from lima_core.sparse.kernel_map import KernelMap
 
-CPU_PRODUCTS = 1 << 16  # rows of the product buffer: bounds the memory, and keeps a block near the cache
+CPU_PRODUCTS = 1 << 17  # rows of the product buffer: bounds the memory
 GPU_PRODUCTS = 1 << 19  # large enough to fill the device
 CPU_COLUMNS = 128  # MKL multiplies by 256 columns more slowly than twice by 128
 
@@ -88,9 +88,14 @@ def _joined(parts: list[Tensor], like: Tensor, width: int) -> Tensor:
 def _outputs(rows: Tensor, matrices: Matrices, identity: int | None, block: Block, bias: Tensor | None) -> Tensor:
     """(T, Cout) of a block of T targets; `rows` (M, Cin) contiguous."""
     products = _Products(rows, matrices, identity, block, bias)
-    gathered = _Gathered(rows, block)
-    for number, source in enumerate(block.sources):
-        products.multiply(number, gathered(source, block.counts[number]))
+    buffer = _buffer(rows, block)
+    for source, count, columns, places in zip(
+        block.sources, block.counts, products.matrices, products.places, strict=True
+    ):
+        part = buffer[:count]
+        torch.index_select(rows, 0, source, out=part)
+        for matrix, place in zip(columns, places, strict=True):
+            torch.mm(part, matrix, out=place)
     return products.summed()
 
 
@@ -99,42 +104,36 @@ def _gradients(
 ) -> Tensor | None:
     """(S, Cin) input gradient of a block of the transposed map where `matrices` are given; adds to `sums`."""
     products = None if matrices is None else _Products(grad, matrices, identity, block, None)
-    if sums is not None and identity is not None:
-        own = slice(block.start, block.stop)
-        sums.add(identity, grad[own], sums.features[own])
-    gathered = _Gathered(grad, block)
-    xs = None if sums is None else _Gathered(sums.features, block)
-    for number, source in enumerate(block.sources):
-        part = gathered(source, block.counts[number])
+    if sums is not None:
+        sums.enter(block, identity, grad)
+    buffer = _buffer(grad, block)
+    for number, (source, count) in enumerate(zip(block.sources, block.counts, strict=True)):
+        part = buffer[:count]
+        torch.index_select(grad, 0, source, out=part)
         if products is not None:
-            products.multiply(number, part)
+            for matrix, place in zip(products.matrices[number], products.places[number], strict=True):
+                torch.mm(part, matrix, out=place)
         if sums is not None:
-            sums.add(block.offsets[number], part, xs(block.targets[number], block.counts[number]))
+            sums.add(number, part)
     return None if products is None else products.summed()
 
 
-class _Gathered:
-    """Rows by index, a block's offset at a time, in one buffer that stays in the cache."""
-
-    def __init__(self, rows: Tensor, block: Block) -> None:
-        self._rows = rows
-        self._buffer = rows.new_empty(max(block.counts, default=0), rows.shape[1])
-
-    def __call__(self, index: Tensor, count: int) -> Tensor:
-        """(count, C), until the next call."""
-        part = self._buffer.narrow(0, 0, count)
-        torch.index_select(self._rows, 0, index, out=part)
-        return part
+def _buffer(rows: Tensor, block: Block) -> Tensor:
+    """Room for the rows of one offset at a time: allocated once, it stays in the cache."""
+    return rows.new_empty(max(block.counts, default=0), rows.shape[1])
 
 
 class _Products:
-    """Products of a block's pairs, one below the other, under those of the targets with themselves."""
+    """Products of a block's pairs, one below the other, under those of the targets with themselves.
+
+    For each of the block's offsets, `matrices` by groups of columns, and `places` for their products.
+    """
 
     def __init__(
         self, rows: Tensor, matrices: Matrices, identity: int | None, block: Block, bias: Tensor | None
     ) -> None:
         self._block, self._bias = block, bias
-        self._matrices = [matrices[offset] for offset in block.offsets]
+        self.matrices = [matrices[offset] for offset in block.offsets]
         widths = [columns.shape[1] for columns in matrices[0]]
         self._own = block.stop - block.start if identity is not None else 0
         self._rows = rows.new_empty(self._own + sum(block.counts), sum(widths))
@@ -145,12 +144,8 @@ class _Products:
                 matrices[identity], self._rows[: self._own].split(widths, 1), biases, strict=True
             ):
                 torch.mm(own, columns, out=place) if shift is None else torch.addmm(shift, own, columns, out=place)
-        self._places = [group.split(block.counts) for group in self._rows[self._own :].split(widths, 1)]
-
-    def multiply(self, number: int, part: Tensor) -> None:
-        """`part` (P_k, Cin) are the rows of the block's offset `number`."""
-        for columns, places in zip(self._matrices[number], self._places, strict=True):
-            torch.mm(part, columns, out=places[number])
+        groups = self._rows[self._own :].split(widths, 1)
+        self.places = list(zip(*(group.split(block.counts) for group in groups), strict=True))
 
     def summed(self) -> Tensor:
         """(T, Cout): each target's products, and the bias."""
@@ -167,23 +162,34 @@ class _Products:
 
 
 class _WeightGradient:
-    """dW_k = sum over the pairs of dY[t]^T x[s], offset by offset; `order` that of the transposed map's offsets."""
+    """dW_k = sum over the pairs of x[s]^T dY[t], offset by offset; `order` that of the transposed map's offsets."""
 
     def __init__(self, features: Tensor, weight: Tensor, order: int) -> None:
         c_out, kernel, c_in = weight.shape
-        # laid out in memory as the weight is
-        self._total = weight.new_empty(kernel, c_in, c_out)
-        self._places = _matrices(self._total.transpose(1, 2))[::order]
+        self._features = features
+        self._total = weight.new_empty(kernel, c_in, c_out)  # laid out in memory as the weight is
+        self._places = _matrices(self._total)[::order]
         self._widths = [place.shape[1] for place in self._places[0]]
         self._empty = set(range(kernel))
-        self.features = features
 
-    def add(self, offset: int, dy: Tensor, x: Tensor) -> None:
-        """`dy` (P, Cout) and `x` (P, Cin) of the offset's pairs."""
-        first = offset in self._empty
+    def enter(self, block: Block, identity: int | None, grad: Tensor) -> None:
+        """Turns to the next block, and adds the products of its rows with themselves."""
+        self._block = block
+        self._buffer = _buffer(self._features, block)
+        if identity is not None:
+            self._sum(identity, self._features[block.start : block.stop], grad[block.start : block.stop])
+
+    def add(self, number: int, dy: Tensor) -> None:
+        """`dy` (P, Cout) of the pairs of the block's offset `number`."""
+        x = self._buffer[: self._block.counts[number]]
+        torch.index_select(self._features, 0, self._block.targets[number], out=x)
+        self._sum(self._block.offsets[number], x, dy)
+
+    def _sum(self, offset: int, x: Tensor, dy: Tensor) -> None:
+        first, x = offset in self._empty, x.T
         self._empty.discard(offset)
-        for place, columns in zip(self._places[offset], x.split(self._widths, 1), strict=True):
-            torch.mm(dy.T, columns, out=place) if first else place.addmm_(dy.T, columns)
+        for columns, place in zip(dy.split_with_sizes(self._widths, 1), self._places[offset], strict=True):
+            torch.mm(x, columns, out=place) if first else place.addmm_(x, columns)
 
     def total(self) -> Tensor:
         """(Cout, K, Cin)."""
