@@ -49,6 +49,7 @@ setup(
         "numpy>=1.23",
         "opencv-python-headless>=4.5",
         "pyyaml",
+        "msgspec>=0.19",  # nuScenes' tables, 2.6 GB of JSON
         "safetensors>=0.4",
         "lightning-fabric>=2.4",
         "tensorboard",
@@ -79,6 +80,7 @@ setup(
         ],
         "cuda120": ["spconv-cu120; python_version < '3.12'"],
         "cuda126": ["spconv-cu126; python_version >= '3.12'"],
+        "waymo": ["pyarrow>=14"],  # Waymo Open Dataset v2 is parquet
         # the official evaluators; they pin numpy < 2, so they want an environment of their own
         "eval": ["nuscenes-devkit>=1.2.0"],
         "dev": [
@@ -89,6 +91,7 @@ setup(
             "colcon-common-extensions",
             "setuptools",
             "trimesh",
+            "pyarrow>=14",
             # the CPU build, for tests and benchmarks: its forward pass is the peer of ours
             "spconv; platform_machine == 'x86_64' and python_version < '3.14'",
         ],

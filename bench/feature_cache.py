@@ -22,7 +22,7 @@ from lima_core.models.teacher import Teacher
 from lima_core.pretrain import PretrainConfig, build_objective, build_teacher, open_cache, open_drive
 from lima_core.training.allocator import keep_freed_memory
 from lima_core.training.feature_cache import FeatureCache
-from lima_core.training.optim import OptimConfig, adamw
+from lima_core.training.optim import OptimConfig, build_optimizer
 
 TARGET = 5.0
 
@@ -75,7 +75,7 @@ def epoch(
 ) -> float:
     """One pass over the frames, always the same one; returns its CPU seconds."""
     optim = replace(OptimConfig(), peak_lr=1e-4)
-    optimizer, features = adamw(objective, optim), TeacherFeatures(teacher, cache, torch.device("cpu"))
+    optimizer, features = build_optimizer(objective, optim), TeacherFeatures(teacher, cache, torch.device("cpu"))
     frames, size, seed = config.method.frames, config.batch_size, config.seed
     batches = SceneBatches(drive, frames, size, seed, 1 << 20, teacher.prepare, cache)
     start = time.process_time()

@@ -42,7 +42,7 @@ from lima_core.training.collate import collate
 from lima_core.training.initial import load_backbone
 from lima_core.training.loop import STATE
 from lima_core.training.loss import segmentation_loss
-from lima_core.training.optim import OptimConfig, adamw, one_cycle
+from lima_core.training.optim import OptimConfig, build_optimizer, one_cycle
 
 ROWS = {
     "1 frame": ["--method.frames=1", "--method.mixing=null"],
@@ -178,7 +178,7 @@ def train_head(sweeps: list[tuple[Tensor, Tensor, Tensor]], classes: int, seed: 
     mean, std = everything.mean(0), everything.std(0).clamp(min=1e-6)
     head = nn.Linear(everything.shape[1], classes)
     optim = OptimConfig(PROBE_LR)
-    optimizer, rng = adamw(head, optim), np.random.default_rng(seed)
+    optimizer, rng = build_optimizer(head, optim), np.random.default_rng(seed)
     per_epoch = len(sweeps) // PROBE_BATCH
     order = np.concatenate([rng.permutation(len(sweeps))[: per_epoch * PROBE_BATCH] for _ in range(PROBE_EPOCHS)])
     for step, chosen in enumerate(order.reshape(-1, PROBE_BATCH)):

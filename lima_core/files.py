@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Files: written whole or not at all, read from inside their folder only."""
 
 from __future__ import annotations
 
@@ -16,4 +16,12 @@ def write_whole(path: str | Path, content: bytes | str) -> Path:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+    return path
+
+
+def inside(root: Path, name: str | Path) -> Path:
+    """`root`/`name` with links followed. Raises ValueError where that leads out of `root`, itself resolved."""
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(f"{root / name} leads out of {root}, to {path}; put the file itself there")
     return path

@@ -1,9 +1,11 @@
-"""Supervised segmentation on the simulated street.
+"""Supervised segmentation from a pretrained backbone or from random weights.
 
 python -m lima_core.finetune --config config/finetune/street.yaml --out runs/street
 python -m lima_core.finetune --config config/finetune/street.yaml --out runs/street --resume
-python -m lima_core.finetune --init runs/lima/checkpoint.safetensors               # from a pretrained backbone
-python -m lima_core.finetune --init runs/lima/checkpoint.safetensors --linear_probe
+python -m lima_core.finetune --config config/finetune/seg_nuscenes_1.yaml --data.root DATA/nuscenes --out runs/seg
+    --init runs/lima/checkpoint.safetensors                                 # 1 % of the labels, pretrained
+python -m lima_core.finetune ... --linear_probe                         # the last layer only
+torchrun --nproc-per-node 4 -m lima_core.finetune ...                   # four processes share each batch
 python -m lima_core.finetune --help
 """
 
@@ -11,47 +13,33 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from tqdm import tqdm
+from lightning_fabric import Fabric
 
-from lima_core.checkpoint import FORMAT, CheckpointError, save_checkpoint
-from lima_core.config import ConfigError, option, plain, read_config, to_yaml
+from lima_core.checkpoint import CheckpointError, load_checkpoint
+from lima_core.config import ConfigError, option, read_config
 from lima_core.data.augment import AugmentConfig
-from lima_core.data.classes import Taxonomy, load_taxonomy
-from lima_core.data.synthetic.street import Street
-from lima_core.files import write_whole
+from lima_core.data.frame import DatasetError
+from lima_core.data.labelled import STREET, DataConfig, Sweep, open_labelled, taxonomy_of
 from lima_core.metrics.segmentation import ConfusionMatrix
-from lima_core.models.heads import build_segmenter
+from lima_core.models.heads import Segmenter, build_segmenter
 from lima_core.models.minkunet import MODELS
 from lima_core.models.voxelize import VoxelConfig
-from lima_core.predict import Predictor
+from lima_core.sparse.conv import use_backend
+from lima_core.training.finished import BEST, Finished
 from lima_core.training.initial import load_backbone
-from lima_core.training.input_statistics import input_statistics
-from lima_core.training.loop import STATE, StoppedError, fit
+from lima_core.training.loader import StepLoader
+from lima_core.training.loop import STATE, StoppedError, fit, leave_processes
 from lima_core.training.loss import Loss, segmentation_loss
 from lima_core.training.optim import OptimConfig
-from lima_core.training.run_folder import revision, versions
-from lima_core.training.sweeps import Sweep, TrainingSweeps, evaluate
-
-TAXONOMY = "nuscenes"
-
-
-@dataclass(frozen=True)
-class StreetConfig:
-    """Which simulated streets to train and validate on."""
-
-    train_seeds: tuple[int, int] = option((0, 200), "first seed and end (excluded) of the training streets")
-    val_seeds: tuple[int, int] = option((100000, 100020), "first seed and end (excluded) of the validation streets")
-    sweeps_per_street: int = option(2, "labelled sweeps taken from each street")
-    sweep_stride: int = option(10, "sweeps from one taken to the next; the LiDAR turns at 10 Hz")
+from lima_core.training.run_folder import describe_run
+from lima_core.training.start import start
+from lima_core.training.sweeps import Mixing, TrainingSweeps, evaluate
+from lima_core.training.sync_norm import synchronise
 
 
 @dataclass(frozen=True)
@@ -59,17 +47,28 @@ class FinetuneConfig:
     """All there is to set."""
 
     model: str = option("minkunet_tiny", "network: minkunet_tiny, minkunet18 or minkunet34")
-    street: StreetConfig = field(default_factory=StreetConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     voxels: VoxelConfig = field(default_factory=VoxelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mixing: Mixing = option("none", "mix half of the training sweeps with another one, by this operator")
     optim: OptimConfig = field(default_factory=OptimConfig)
     init: str | None = option(None, "checkpoint whose backbone to start from; null: random weights")
     linear_probe: bool = option(False, "train the last layer only, the backbone frozen in eval mode")
     epochs: int = option(10, "passes over the training sweeps")
-    batch_size: int = option(4, "sweeps per step")
-    seed: int = option(0, "of weights, order and augmentation")
+    batch_size: int = option(4, "sweeps per step, of all processes together")
+    validate_every: int = option(1, "epochs from one validation to the next; the last epoch is always validated")
+    seed: int = option(0, "of weights, order, augmentation and mixing")
     threads: int = option(1, "CPU threads of the network; more help only where nothing else runs: waiting threads spin")
-    workers: int = option(2, "processes that simulate")
+    workers: int = option(2, "processes that simulate streets, and that read batches ahead; 0: none")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "of the network; less than fp32 on a GPU only")
+    backend: Literal["auto", "torch", "spconv"] = option(
+        "auto", "of the sparse convolutions; auto: spconv on a GPU where it is installed, else torch"
+    )
+    deterministic: bool = option(
+        False, "refuse operations that are not repeatable on a GPU, spconv too; a CPU always repeats"
+    )
+    save_minutes: float = option(10.0, "minutes between saved states; one is saved after each epoch too")
     half: bool = option(False, "store weight matrices as float16")
     out: str = option("runs/finetune", "run folder")
     resume: bool = option(False, "go on with the run in the folder --out")
@@ -83,73 +82,104 @@ def main(argv: Sequence[str]) -> None:
     except StoppedError as stop:
         print(stop, file=sys.stderr)
         sys.exit(128 + stop.number)
-    except (ConfigError, CheckpointError) as error:
+    except (ConfigError, CheckpointError, DatasetError) as error:
         sys.exit(f"error: {error}")
+    finally:
+        leave_processes()
 
 
 def run(config: FinetuneConfig, command: list[str]) -> Path:
-    """Trains, validates after each epoch, writes <out>/checkpoint.safetensors and prints the IoU of each class."""
+    """Trains, validates, writes <out>/checkpoint.safetensors (last) and best.safetensors, prints each class's IoU."""
     _check(config)
-    torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    taxonomy = load_taxonomy(TAXONOMY)
-    classes = len(taxonomy.names)
-    network = build_segmenter(config.model, classes)
+    fabric = start(config.device, config.precision, config.threads, config.seed, config.deterministic)
+    if config.batch_size % fabric.world_size:
+        raise ConfigError(f"batch_size {config.batch_size} cannot be shared by {fabric.world_size} processes")
+    network = build_network(config)
+    if fabric.world_size > 1:
+        synchronise(network)
+    training, validation = (open_labelled(config.data, split, max(1, config.workers)) for split in ("train", "val"))
+    try:
+        batches = TrainingSweeps(
+            training, config.batch_size, config.voxels, config.augment, config.seed, config.epochs, config.mixing,
+            fabric.global_rank, fabric.world_size,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    folder = Path(config.out)
+    if fabric.is_global_zero and not config.resume:
+        describe_run(folder, _effective(config), command)
+    loader = StepLoader(batches, config.workers)
+    finished = Finished(_effective(config), folder, command, training, fabric.device)
+    best = best_so_far(folder) if config.resume else -1.0
+    epoch = 0
+
+    def loss_at(step: int) -> Loss:
+        nonlocal epoch
+        epoch = step // batches.steps_per_epoch + 1
+        batch = loader.at(step)
+        network.backbone.train(not config.linear_probe)  # frozen means its normalisation too
+        return segmentation_loss(network(batch.voxels.to(fabric.device)), batch.labels.to(fabric.device))
+
+    def validate() -> dict[str, Any]:
+        nonlocal best
+        if epoch % config.validate_every and epoch < config.epochs:
+            return {}
+        miou = validation_matrix(network, validation, config.voxels, fabric).miou()
+        if miou > best and fabric.is_global_zero:
+            finished.save(network, BEST, {"val_miou": round(miou, 6), "epoch": epoch})
+        best = max(best, miou)
+        return {"val_miou": miou}
+
+    fit(
+        network, loss_at, validate, len(batches), batches.steps_per_epoch, config.optim, folder,
+        resume=config.resume, fabric=fabric, save_minutes=config.save_minutes,
+    )  # fmt: skip
+    return finished.close(network, validation) if fabric.is_global_zero else folder
+
+
+def build_network(config: FinetuneConfig) -> Segmenter:
+    """The network to train, from `init` where there is one."""
+    network = build_segmenter(config.model, len(taxonomy_of(config.data).names))
     if config.init is not None:
         load_backbone(config.init, config.model, network.backbone, config.voxels)
     network.backbone.requires_grad_(not config.linear_probe)
-    folder = Path(config.out)
-    write_whole(folder / "config.yaml", to_yaml(_effective(config)))
-    training = simulate(config.street.train_seeds, config.street, config.workers, "training streets")
-    validation = simulate(config.street.val_seeds, config.street, config.workers, "validation streets")
-    batches = TrainingSweeps(training, config.batch_size, config.voxels, config.augment, config.seed)
-
-    def loss_at(step: int) -> Loss:
-        batch = batches.batch(step)
-        network.backbone.train(not config.linear_probe)  # frozen means its normalisation too
-        return segmentation_loss(network(batch.voxels), batch.labels)
-
-    def validate() -> dict[str, Any]:
-        return {"val_miou": evaluate(network, validation, config.voxels, classes).miou()}
-
-    steps = config.epochs * batches.steps_per_epoch
-    log = fit(network, loss_at, validate, steps, batches.steps_per_epoch, config.optim, folder, resume=config.resume)
-    meta = _metadata(config, taxonomy, command, training)
-    path = folder / "checkpoint.safetensors"
-    save_checkpoint(path, network, meta, config.half)
-    meta["metrics"] = _metrics(path, validation, config, log)
-    save_checkpoint(path, network, meta, config.half)
-    _report(path, meta)
-    return path
+    try:
+        return use_backend(network, "torch" if config.deterministic else config.backend)
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from error
 
 
-def simulate(seeds: tuple[int, int], street: StreetConfig, workers: int, what: str) -> list[Sweep]:
-    """Labelled sweeps of the streets with these seeds, without cameras, in the order of the seeds."""
-    draw = partial(_street_sweeps, street=street)
-    progress = partial(tqdm, total=seeds[1] - seeds[0], desc=what, unit="street", dynamic_ncols=True)
-    if workers == 1:
-        return [sweep for drawn in progress(map(draw, range(*seeds))) for sweep in drawn]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        return [sweep for drawn in progress(pool.map(draw, range(*seeds))) for sweep in drawn]
+def validation_matrix(
+    network: Segmenter, validation: Sequence[Sweep], voxels: VoxelConfig, fabric: Fabric
+) -> ConfusionMatrix:
+    """Over all sweeps, of which each process takes its share."""
+    share = [validation[index] for index in range(fabric.global_rank, len(validation), fabric.world_size)]
+    confusion = evaluate(network, share, voxels, network.head.out_features)
+    if fabric.world_size > 1:
+        for counts in (confusion.matrix, confusion.missed):
+            total = fabric.all_reduce(torch.from_numpy(counts).to(fabric.device), reduce_op="sum")
+            counts[...] = total.cpu().numpy()
+    return confusion
 
 
-def _street_sweeps(seed: int, street: StreetConfig) -> list[Sweep]:
-    """Every `sweep_stride`-th sweep of one street."""
-    frames = (street.sweeps_per_street - 1) * street.sweep_stride + 1
-    source = Street(seed, frames=frames, cameras=False)
-    drawn = (source[index] for index in range(0, frames, street.sweep_stride))
-    return [Sweep(frame.points, frame.labels, len(np.unique(frame.extra["ring"]))) for frame in drawn]
+def best_so_far(folder: Path) -> float:
+    """Validation mIoU of the best checkpoint that an interrupted run has left."""
+    path = folder / BEST
+    return load_checkpoint(path)[1]["metrics"]["val_miou"] if path.is_file() else -1.0
 
 
 def _check(config: FinetuneConfig) -> None:
     """Raises ConfigError for settings that contradict each other."""
     if config.model not in MODELS:
         raise ConfigError(f"model {config.model!r} is unknown; there are {', '.join(MODELS)}")
-    train, val = range(*config.street.train_seeds), range(*config.street.val_seeds)
-    if not train or not val:
-        raise ConfigError("street.train_seeds and street.val_seeds are [first, end) and must not be empty")
-    if max(train[0], val[0]) <= min(train[-1], val[-1]):
-        raise ConfigError(f"street.train_seeds {train} and street.val_seeds {val} overlap; keep them apart")
+    if config.data.name == STREET:
+        train, val = range(*config.data.street.train_seeds), range(*config.data.street.val_seeds)
+        if not train or not val:
+            raise ConfigError("data.street train_seeds and val_seeds are [first, end) and must not be empty")
+        if max(train[0], val[0]) <= min(train[-1], val[-1]):
+            raise ConfigError(f"data.street.train_seeds {train} and val_seeds {val} overlap; keep them apart")
+    if min(config.epochs, config.batch_size, config.validate_every) < 1:
+        raise ConfigError("epochs, batch_size and validate_every must be at least 1")
     if config.resume and not (Path(config.out) / STATE).is_file():
         raise ConfigError(f"nothing to resume in {config.out}; start without --resume")
 
@@ -157,53 +187,6 @@ def _check(config: FinetuneConfig) -> None:
 def _effective(config: FinetuneConfig) -> FinetuneConfig:
     """The config as it is recorded: that a run was interrupted is no part of what it computes."""
     return replace(config, resume=False)
-
-
-def _metadata(config: FinetuneConfig, taxonomy: Taxonomy, command: list[str], training: list[Sweep]) -> dict[str, Any]:
-    """All that a checkpoint says of itself but its metrics; without dates, so that equal runs give equal files."""
-    return {
-        "format": FORMAT,
-        "model": config.model,
-        "classes": {"names": list(taxonomy.names), "colors": taxonomy.colors.tolist()},
-        "config": plain(_effective(config)),
-        "inputs": input_statistics(training),
-        "metrics": {},
-        "versions": versions(),
-        "provenance": {
-            "command": " ".join(part for part in command if part != "--resume"),
-            "revision": revision(),
-            "data": f"simulated street, seeds {list(config.street.train_seeds)} (end excluded)",
-        },
-    }
-
-
-def _metrics(path: Path, validation: list[Sweep], config: FinetuneConfig, log: list[dict]) -> dict[str, Any]:
-    """Validation of the written file by the code that will use it, and the best epoch for comparison."""
-    predictor = Predictor(path, "cpu")
-    confusion = ConfusionMatrix(len(predictor.class_names))
-    for sweep in validation:
-        confusion.update(sweep.labels, predictor.segment(sweep.points).labels)
-    best = max((record for record in log if "val_miou" in record), key=lambda record: record["val_miou"])
-    iou = {n: None if np.isnan(v) else round(v, 4) for n, v in zip(predictor.class_names, confusion.iou(), strict=True)}
-    return {
-        "val_miou": round(confusion.miou(), 4),
-        "val_iou": iou,
-        "val_seeds": list(config.street.val_seeds),
-        "val_sweeps": len(validation),
-        "epoch": config.epochs,
-        "best_epoch": best["epoch"],
-        "best_epoch_val_miou": round(best["val_miou"], 4),
-    }
-
-
-def _report(path: Path, meta: dict[str, Any]) -> None:
-    metrics = meta["metrics"]
-    for name, iou in metrics["val_iou"].items():
-        print(f"{name:22s} {'   absent' if iou is None else f'{100 * iou:8.2f}%'}")
-    counted = sum(iou is not None for iou in metrics["val_iou"].values())
-    print(f"val mIoU {100 * metrics['val_miou']:.2f}% over {counted} classes and {metrics['val_sweeps']} sweeps ")
-    print(f"(last epoch); best epoch {metrics['best_epoch']}: {100 * metrics['best_epoch_val_miou']:.2f}%")
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 
 if __name__ == "__main__":

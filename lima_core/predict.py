@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lima_core.checkpoint import load_segmenter
+from lima_core.checkpoint import CheckpointError, load_segmenter
 from lima_core.data.frame import IGNORE
 from lima_core.models.minkunet import ConvNorm
 from lima_core.models.voxelize import FARTHEST_M, network_input, voxelize
@@ -40,7 +40,8 @@ class Predictor:
 
     Normalisation is folded into the convolutions and the network is run once on construction, so that the first
     sweep is as fast as the next. `precision` auto = fp16 on a GPU, fp32 on a CPU. On a CPU with glibc the process keeps
-    freed memory from then on: mapping the large tensors anew costs a tenth of every sweep.
+    freed memory from then on: mapping the large tensors anew costs a tenth of every sweep. `temperature` is the
+    checkpoint's, 1 where it has none: probabilities are softmax(logits / temperature).
     Raises CheckpointError, or RuntimeError when the device or the backend is not there.
     """
 
@@ -57,6 +58,7 @@ class Predictor:
         half = precision == "fp16" or (precision == "auto" and self.device.type == "cuda")
         self._dtype = torch.float16 if half else torch.float32
         network, self._voxels, self.meta = load_segmenter(checkpoint)
+        self.temperature = _temperature(self.meta, checkpoint)
         for module in network.modules():
             if isinstance(module, ConvNorm):
                 module.fold()
@@ -71,12 +73,21 @@ class Predictor:
         labels = np.full(len(points), IGNORE, np.uint8)
         probability = np.zeros(len(points), np.float32)
         if valid.any():
-            features, voxel_of_point = self._voxel_features(points[valid])
-            with torch.inference_mode():
-                best, index = self._network.head(features).float().softmax(1).max(1)
+            logits, voxel_of_point = self._voxel_logits(points[valid])
+            index = logits.argmax(1)  # of the logits: rounding at a high temperature must not change a label
+            best = (logits / self.temperature).softmax(1).gather(1, index[:, None])[:, 0]
             labels[valid] = index.to(torch.uint8)[voxel_of_point].cpu().numpy()
             probability[valid] = best[voxel_of_point].cpu().numpy()
         return Segmentation(labels, probability)
+
+    def logits(self, points: np.ndarray) -> np.ndarray:
+        """(N, 4) points -> (N, C) float32 before temperature and softmax; nan where not finite or > 1 km."""
+        valid = _valid(points)
+        out = np.full((len(points), len(self.class_names)), np.nan, np.float32)
+        if valid.any():
+            logits, voxel_of_point = self._voxel_logits(points[valid])
+            out[valid] = logits[voxel_of_point].cpu().numpy()
+        return out
 
     def features(self, points: np.ndarray) -> np.ndarray:
         """(N, 4) points -> (N, C) float32 features of the backbone; nan where a point is not finite or > 1 km."""
@@ -86,6 +97,12 @@ class Predictor:
             features, voxel_of_point = self._voxel_features(points[valid])
             out[valid] = features[voxel_of_point].float().cpu().numpy()
         return out
+
+    @torch.inference_mode()
+    def _voxel_logits(self, points: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(M, C) float32 logits of the voxels, and the voxel of each point."""
+        features, voxel_of_point = self._voxel_features(points)
+        return self._network.head(features).float(), voxel_of_point
 
     @torch.inference_mode()
     def _voxel_features(self, points: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -106,6 +123,14 @@ def choose_device(device: Device) -> torch.device:
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {device!r}; use auto, cpu or cuda")
     return torch.device("cuda" if device != "cpu" and available else "cpu")
+
+
+def _temperature(meta: dict[str, Any], checkpoint: str | Path) -> float:
+    """Raises CheckpointError where it is no positive number."""
+    temperature = meta.get("temperature", 1.0)
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
+        raise CheckpointError(f"{checkpoint}: temperature {temperature!r} is no positive number; finetune again")
+    return float(temperature)
 
 
 def _valid(points: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ Then: python -m lima_core.finetune --init runs/lima/checkpoint.safetensors
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import timm
 import torch
@@ -32,8 +30,9 @@ from lima_core.checkpoint import FORMAT, CheckpointError, save_checkpoint
 from lima_core.config import ConfigError, option, plain, read_config
 from lima_core.data.augment import AugmentConfig
 from lima_core.data.drives import DriveError, Drives, draw_streets, validation_scenes
+from lima_core.data.labelled import Sweep
 from lima_core.data.nuscenes import NuScenesError
-from lima_core.lima.scenes import SceneBatches, SceneLoader, TeacherFeatures
+from lima_core.lima.scenes import SceneBatches, TeacherFeatures
 from lima_core.lima.scenes import steps_per_epoch as count_steps
 from lima_core.lima.step import Lima, LimaConfig, Scene
 from lima_core.lima.view import ViewError
@@ -42,14 +41,14 @@ from lima_core.models.teacher import NAMES, Teacher, TeacherError
 from lima_core.models.voxelize import VoxelConfig, network_input, voxelize
 from lima_core.sparse.conv import use_backend
 from lima_core.sparse.tensor import SparseTensor
-from lima_core.training.allocator import keep_freed_memory
 from lima_core.training.feature_cache import CacheError, FeatureCache, bytes_per_frame, check_space, teacher_key
 from lima_core.training.input_statistics import input_statistics
-from lima_core.training.loop import STATE, StoppedError, fit, leave_processes, open_fabric
+from lima_core.training.loader import StepLoader
+from lima_core.training.loop import STATE, StoppedError, fit, leave_processes
 from lima_core.training.loss import Loss
 from lima_core.training.optim import OptimConfig
 from lima_core.training.run_folder import describe_run, revision, versions
-from lima_core.training.sweeps import Sweep
+from lima_core.training.start import start
 from lima_core.training.sync_norm import synchronise
 from lima_core.viz.bev import to_base
 from lima_core.viz.features import feature_picture
@@ -142,7 +141,7 @@ def log_to_terminal() -> None:
 
 def run(config: PretrainConfig, command: Sequence[str]) -> Path:
     """Pretrains and writes <out>/checkpoint.safetensors: the backbone, and the projection onto the teacher."""
-    fabric = start(config)
+    fabric = start(config.device, config.precision, config.threads, config.seed, config.deterministic)
     folder = _folder(config, fabric, command)
     with fabric.rank_zero_first():
         drive = open_drive(config.data, config.threads)
@@ -160,7 +159,7 @@ def run(config: PretrainConfig, command: Sequence[str]) -> Path:
         drive, config.method.frames, config.batch_size, config.seed, steps, teacher.prepare, cache,
         fabric.global_rank, fabric.world_size,
     )  # fmt: skip
-    loader, features = SceneLoader(batches, config.workers), TeacherFeatures(teacher, cache, fabric.device)
+    loader, features = StepLoader(batches, config.workers), TeacherFeatures(teacher, cache, fabric.device)
     shown = features.scene(batches[0][0])
 
     def loss_at(step: int) -> Loss:
@@ -177,22 +176,6 @@ def run(config: PretrainConfig, command: Sequence[str]) -> Path:
         fabric=fabric, save_minutes=config.save_minutes,
     )  # fmt: skip
     return _finish(config, command, folder, objective, drive, log) if fabric.is_global_zero else folder
-
-
-def start(config: PretrainConfig) -> Fabric:
-    """Processes, threads and seeds; every process starts from the same weights."""
-    try:
-        fabric = open_fabric(config.device, config.precision)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(str(error)) from error
-    keep_freed_memory()
-    torch.set_num_threads(config.threads)
-    cv2.setNumThreads(config.threads)
-    torch.manual_seed(config.seed)
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    return fabric
 
 
 def open_drive(config: DataConfig, processes: int) -> Drives:

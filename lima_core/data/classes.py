@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import yaml
 
-from lima_core.data.frame import IGNORE
+from lima_core.data.frame import IGNORE, DatasetError
 from lima_core.paths import config_dir
 
 
@@ -15,7 +15,8 @@ from lima_core.paths import config_dir
 class Taxonomy:
     """Train classes of one data set.
 
-    `names` C class names; `colors` (C, 3) uint8 RGB; `train_from_raw` (256,) uint8, 255 = ignore;
+    `names` C class names; `colors` (C, 3) uint8 RGB; `train_from_raw` (R,) uint8, 255 = ignore, and `known` (R,) bool
+    whether a raw id is one of the data set's, R >= 256;
     `detection_names` the classes of `Boxes.class_id`; `detection_from_category` raw category -> class name.
     """
 
@@ -23,12 +24,25 @@ class Taxonomy:
     names: tuple[str, ...]
     colors: np.ndarray
     train_from_raw: np.ndarray
+    known: np.ndarray
     detection_names: tuple[str, ...] = ()
     detection_from_category: dict[str, str] | None = None
 
     def index(self, name: str) -> int:
         """Train id of a class name. Raises ValueError on an unknown one."""
         return self.names.index(name)
+
+    def train_ids(self, raw: np.ndarray, where: object) -> np.ndarray:
+        """(N,) raw ids -> (N,) uint8 train ids. Raises DatasetError naming `where` and an id the data set has not."""
+        inside = (raw >= 0) & (raw < len(self.known))
+        unknown = ~inside
+        unknown[inside] = ~self.known[raw[inside]]
+        if unknown.any():
+            raise DatasetError(
+                f"{where}: {unknown.sum()} labels are no ids of {self.name}, e.g. {raw[unknown][0]} at point "
+                f"{unknown.argmax()}; copy the file again, or correct learning_map in config/datasets/{self.name}.yaml"
+            )
+        return self.train_from_raw[raw]
 
     def rgb(self, labels: np.ndarray) -> np.ndarray:
         """(N,) uint8 train ids -> (N, 3) uint8 RGB; ignored points are black."""
@@ -44,15 +58,18 @@ def load_taxonomy(name: str) -> Taxonomy:
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise FileNotFoundError(f"no data set {name!r}; known: {', '.join(known)}")
     data = yaml.safe_load(path.read_text())
-    train_from_raw = np.full(256, IGNORE, np.uint8)
-    for raw, train in data["learning_map"].items():
-        train_from_raw[raw] = train
+    raw, train = np.array(list(data["learning_map"].items())).T
+    train_from_raw = np.full(max(256, raw.max() + 1), IGNORE, np.uint8)
+    train_from_raw[raw] = train
+    known = np.zeros(len(train_from_raw), bool)
+    known[raw] = True
     colors = np.array([data["colors_rgb"][c] for c in data["classes"]], np.uint8)
     return Taxonomy(
         name=data["name"],
         names=tuple(data["classes"]),
         colors=colors,
         train_from_raw=train_from_raw,
+        known=known,
         detection_names=tuple(data.get("detection_classes", ())),
         detection_from_category=data.get("detection_from_category"),
     )

@@ -36,7 +36,7 @@ class Drives:
     """
 
     def __init__(self, roots: Sequence[str | Path], version: str | None = None, without: Collection[str] = ()) -> None:
-        folders = [_Folder(root, version) for root in roots]
+        folders = [NuScenes(root, version) for root in roots]
         where = [(f, i, name) for f, folder in enumerate(folders) for i, name in enumerate(folder.sequences)]
         kept = [place for place in where if place[2] not in without]
         if not kept:
@@ -57,13 +57,6 @@ class Drives:
         """The last k frames of the same sequence before `index`, oldest first; fewer at its start."""
         folder, place = self._where[index]
         return self._folders[folder].window(place, k)
-
-
-class _Folder(NuScenes):
-    @property
-    def sequences(self) -> list[str]:
-        """The scene of each keyframe."""
-        return [scene for scene, _, _ in self._index]
 
 
 def validation_scenes() -> set[str]:

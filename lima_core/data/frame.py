@@ -22,6 +22,10 @@ class ImageError(ValueError):
     """A camera picture could not be decoded."""
 
 
+class DatasetError(ValueError):
+    """A data set on disk is incomplete or broken; the message names the file and the fix."""
+
+
 class Image:
     """A camera picture that keeps its encoded bytes and decodes them on first use.
 
@@ -101,8 +105,8 @@ class Frame:
 
     `stamp_ns` is the LiDAR reference time; `points` (N, 4) float32 = x, y, z in metres in the LiDAR frame (x
     right/forward as the sensor has it, z up) and intensity in [0, 1]; `extra` holds further (N,) columns by name
-    (`ring`, `time_s` relative to the stamp); `world_from_lidar` (4, 4) float64; `labels` (N,) uint8 train ids,
-    255 = ignore.
+    (`ring`, `time_s` relative to the stamp); `world_from_lidar` (4, 4) float64, nan where the data set has no poses;
+    `labels` (N,) uint8 train ids, 255 = ignore.
     """
 
     stamp_ns: int

@@ -10,16 +10,13 @@ the alternatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 
-Mixing = Literal["frustum", "laser", "cutmix"]
-Region = Callable[[np.ndarray], np.ndarray]  # (N, >=3) points -> (N,) bool, inside
+from lima_core.data.mixing import Region, cut, frustum_region, laser_region, sector
 
-BANDS = (3, 4, 5, 6)
-FIELD_OF_VIEW_DEG = (-30.0, 10.0)  # of a 32-beam spinning LiDAR
+Mixing = Literal["frustum", "laser", "cutmix"]
 
 
 def mix(
@@ -29,31 +26,14 @@ def mix(
 
     Both sweeps are cut by the same region, so that what one gives up the other fills.
     """
-    taken_from_b = _region(mixing, rng)
-    return np.flatnonzero(~taken_from_b(points_a)), np.flatnonzero(taken_from_b(points_b))
+    return cut(points_a, points_b, _region(mixing, rng))
 
 
 def _region(mixing: Mixing, rng: np.random.Generator) -> Region:
-    if mixing == "laser" or (mixing == "frustum" and rng.random() < 0.5):
-        return _bands(int(rng.choice(BANDS)), int(rng.integers(2)))
-    if mixing in ("frustum", "cutmix"):
-        start = rng.uniform(-np.pi, np.pi)
-        return _sector(start, np.pi if mixing == "frustum" else rng.uniform(np.pi / 4, np.pi))
+    if mixing == "laser":
+        return laser_region(rng)
+    if mixing == "frustum":
+        return frustum_region(rng)
+    if mixing == "cutmix":
+        return sector(rng.uniform(-np.pi, np.pi), rng.uniform(np.pi / 4, np.pi))
     raise ValueError(f"mixing {mixing!r} is unknown; use frustum, laser or cutmix")
-
-
-def _bands(count: int, parity: int) -> Region:
-    """Every second of `count` bands of inclination; beyond the field of view the outermost bands go on."""
-    low, high = np.radians(FIELD_OF_VIEW_DEG)
-
-    def inside(points: np.ndarray) -> np.ndarray:
-        inclination = np.arctan2(points[:, 2], np.hypot(points[:, 0], points[:, 1]))
-        band = np.clip(np.floor((inclination - low) / (high - low) * count), 0, count - 1)
-        return band % 2 == parity
-
-    return inside
-
-
-def _sector(start: float, width: float) -> Region:
-    """Azimuths from `start` on, over `width` rad."""
-    return lambda points: (np.arctan2(points[:, 1], points[:, 0]) - start) % (2 * np.pi) < width

@@ -6,17 +6,15 @@ would have drawn, and two processes share out the batch that one would have take
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lima_core.data.drives import DriveError
 from lima_core.data.frame import Frame
@@ -152,29 +150,6 @@ def paired_order(sequences: Sequence[str], rng: np.random.Generator) -> np.ndarr
     return swapped[rng.permutation(half)].reshape(-1)
 
 
-class SceneLoader:
-    """Batches of steps in ascending order, read ahead by `workers` processes (0: read when asked for)."""
-
-    def __init__(self, batches: SceneBatches, workers: int) -> None:
-        self._batches, self._workers = batches, workers
-        self._stream: Iterator[list[LoadedScene]] | None = None
-        self._next = -1
-
-    def at(self, step: int) -> list[LoadedScene]:
-        """The scenes of a step; anything but the step after the last one starts the workers anew."""
-        if self._stream is None or step != self._next:
-            loader = DataLoader(
-                self._batches,
-                batch_size=None,
-                sampler=range(step, len(self._batches)),
-                num_workers=self._workers,
-                worker_init_fn=_calm,
-            )
-            self._stream = iter(loader)
-        self._next = step + 1
-        return next(self._stream)
-
-
 class TeacherFeatures:
     """Turns loaded scenes into scenes with patch features; runs the teacher where the cache has none.
 
@@ -213,10 +188,3 @@ class TeacherFeatures:
         return frame.view.with_grids(
             grids.half().cpu() if self._cache is None else self._cache.put(frame.digest, grids)
         )
-
-
-def _calm(worker: int) -> None:
-    cv2.setNumThreads(1)  # one process per core is enough
-    # Ctrl-C and torchrun signal the whole process group: the trainer stops after its step, and needs workers until then
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

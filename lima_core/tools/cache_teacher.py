@@ -38,7 +38,7 @@ def fill(config: PretrainConfig) -> tuple[int, int]:
     """Computes the features that the cache lacks; returns how many were computed, and how many were there."""
     if config.teacher.cache is None:
         raise ConfigError("teacher.cache is null: name the folder to fill")
-    fabric = start(config)
+    fabric = start(config.device, config.precision, config.threads, config.seed, config.deterministic)
     with fabric.rank_zero_first():
         drive = open_drive(config.data, config.threads)
     teacher = build(config.teacher).to(fabric.device)

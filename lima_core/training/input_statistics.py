@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lima_core.training.sweeps import Sweep
+from lima_core.data.labelled import Sweep
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 GROUND_RING_M = (3.0, 15.0)  # near enough to hit the ground, far enough to miss the own roof

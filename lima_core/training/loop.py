@@ -27,7 +27,7 @@ from tqdm import tqdm
 from lima_core.checkpoint import CheckpointError, load_weights, part, read_tensors, write_tensors
 from lima_core.files import write_whole
 from lima_core.training.loss import Loss
-from lima_core.training.optim import OptimConfig, adamw, one_cycle
+from lima_core.training.optim import OptimConfig, build_optimizer, learning_rate
 
 STATE, LOG, BOARD = "state.safetensors", "metrics.jsonl", "tensorboard"
 
@@ -92,14 +92,15 @@ def fit(
     """
     fabric = fabric or open_fabric()
     model.to(fabric.device)
-    optimizer = adamw(model, optim)
+    optimizer = build_optimizer(model, optim)
     first = _restore(folder, fabric, model, optimizer) if resume else 0
     records = _Records(folder, first, fabric.is_global_zero)
     last_save = time.monotonic()
     bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True, disable=not fabric.is_global_zero)
     with _caught_signals() as caught, bar, records:
         for step in range(first, steps):
-            record = _step(fabric, model, optimizer, loss_at, step, one_cycle(step, steps, optim.peak_lr), optim)
+            rate = learning_rate(step, steps, steps_per_epoch, optim)
+            record = _step(fabric, model, optimizer, loss_at, step, rate, optim)
             epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
             if epoch_ends:
                 record["epoch"] = -(-(step + 1) // steps_per_epoch)
@@ -127,7 +128,7 @@ def _step(
 ) -> dict[str, Any]:
     """One update; returns its line of the log."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
     model.train()
     with fabric.autocast():
         loss = loss_at(step)

@@ -1,9 +1,10 @@
-"""Optimiser and learning rate of the recipe (spec/datasets.md 4.1)."""
+"""Optimisers and learning rates of the recipes (spec/datasets.md 4.1, 4.2)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,24 +16,42 @@ WARM_UP, START_DIVISOR, END_DIVISOR = 0.2, 25.0, 100.0
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW under a one-cycle learning rate."""
+    """AdamW under a one-cycle learning rate (SuperFlow), or SGD under a cosine (SLidR)."""
 
-    peak_lr: float = option(1e-3, "highest learning rate, reached after 20 % of the steps")
-    weight_decay: float = option(0.01, "decoupled weight decay, per step and learning rate")
-    clip_norm: float | None = option(None, "largest norm of the gradient; null: not clipped, as in the recipe")
+    peak_lr: float = option(1e-3, "highest learning rate; of adamw reached after 20 % of the steps")
+    weight_decay: float = option(0.01, "decoupled (adamw) or added to the gradient (sgd; SLidR: 1e-4)")
+    clip_norm: float | None = option(None, "largest norm of the gradient; null: not clipped, as in the recipes")
+    kind: Literal["adamw", "sgd"] = option("adamw", "adamw: one cycle over all steps; sgd: cosine, a value per epoch")
+    head_lr_factor: float = option(1.0, "learning rate of the head over that of the backbone")
 
 
-def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """One group for all parameters: SuperFlow's tenfold head rate is inert (spec/datasets.md, trap 2)."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, config.peak_lr, (0.9, 0.999), 1e-6, config.weight_decay)
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of all parameters that are trained; each group's `factor` multiplies its learning rate.
+
+    One group by default: SuperFlow's tenfold head rate is inert (spec/datasets.md, trap 2).
+    """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    head = [parameter for name, parameter in trained if name.startswith("head.")]
+    rest = [parameter for name, parameter in trained if not name.startswith("head.")]
+    groups = [{"params": [parameter for _, parameter in trained], "factor": 1.0}]
+    if config.head_lr_factor != 1.0 and head:
+        groups = [{"params": rest, "factor": 1.0}, {"params": head, "factor": config.head_lr_factor}]
+    groups = [group for group in groups if group["params"]]
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, config.peak_lr, momentum=0.9, dampening=0.1, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, config.peak_lr, (0.9, 0.999), 1e-6, config.weight_decay)
+
+
+def learning_rate(step: int, steps: int, steps_per_epoch: int, config: OptimConfig) -> float:
+    """Of a step; a function of the step alone, so that resuming needs no scheduler state."""
+    if config.kind == "adamw":
+        return one_cycle(step, steps, config.peak_lr)
+    epochs = math.ceil(steps / steps_per_epoch)
+    return _cosine(config.peak_lr, 0.0, step // steps_per_epoch / epochs)
 
 
 def one_cycle(step: int, total: int, peak: float) -> float:
-    """Learning rate of a step: cosine from peak/25 to peak, then to peak/2500, as torch's OneCycleLR.
-
-    A function of the step alone, so that resuming needs no scheduler state.
-    """
+    """Cosine from peak/25 to peak, then to peak/2500, as torch's OneCycleLR."""
     start, turn = peak / START_DIVISOR, WARM_UP * total - 1
     if step < turn:
         return _cosine(start, peak, step / turn)

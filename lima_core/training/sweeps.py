@@ -3,59 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from lima_core.data.augment import AugmentConfig, augment
+from lima_core.data.labelled import Sweep
+from lima_core.data.mixing import mix
 from lima_core.metrics.segmentation import ConfusionMatrix
 from lima_core.models.voxelize import VoxelConfig
 from lima_core.training.collate import Batch, collate
 
-
-@dataclass(frozen=True)
-class Sweep:
-    """`points` (N, 4) float32 x, y, z in m, intensity in [0, 1]; `labels` (N,) uint8, 255 = ignore; `beams` of it."""
-
-    points: np.ndarray
-    labels: np.ndarray
-    beams: int
+Mixing = Literal["none", "lasermix", "polarmix", "frustummix"]
+MIX_SEED = 1  # keeps the draws of mixing apart from those of augmentation
 
 
-class TrainingSweeps:
-    """Batches of augmented sweeps; the batch of a step depends on (seed, step) alone."""
+class TrainingSweeps(Dataset):
+    """Batches of augmented sweeps; the batch of a step depends on (seed, step) alone.
+
+    Of several processes, `process` takes its share of each batch. With `mixing` half of the sweeps are mixed with
+    another one, drawn at random.
+    """
 
     def __init__(
-        self, sweeps: Sequence[Sweep], batch_size: int, voxels: VoxelConfig, augmentation: AugmentConfig, seed: int
+        self,
+        sweeps: Sequence[Sweep],
+        batch_size: int,
+        voxels: VoxelConfig,
+        augmentation: AugmentConfig,
+        seed: int,
+        epochs: int = 1,
+        mixing: Mixing = "none",
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         if len(sweeps) < batch_size:
-            raise ValueError(f"{len(sweeps)} training sweeps do not fill a batch of {batch_size}")
+            raise ValueError(f"{len(sweeps)} training sweeps do not fill a batch of {batch_size}; set --batch_size")
         self._sweeps, self._voxels, self._augmentation = sweeps, voxels, augmentation
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._seed, self._epochs, self._mixing = batch_size, seed, epochs, mixing
+        self._share = slice(process, None, processes)
         self.steps_per_epoch = len(sweeps) // batch_size
 
-    def batch(self, step: int) -> Batch:
+    def __len__(self) -> int:
+        return self._epochs * self.steps_per_epoch
+
+    def __getitem__(self, step: int) -> Batch:
         """The batch of one step; each epoch has its own order and drops the remainder."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._sweeps))
-        chosen = order[place * self._batch_size : (place + 1) * self._batch_size]
-        return collate([self._augmented(int(index), epoch) for index in chosen], self._voxels)
+        chosen = order[place * self._batch_size : (place + 1) * self._batch_size][self._share]
+        return collate([self._mixed(int(index), epoch) for index in chosen], self._voxels)
 
-    def _augmented(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _mixed(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        own = self._augmented(index, epoch)
+        if self._mixing == "none":
+            return own.points, own.labels
+        rng = np.random.default_rng([self._seed, epoch, index, MIX_SEED])
+        if rng.random() < 0.5:
+            return own.points, own.labels
+        return mix(own, self._augmented(int(rng.integers(len(self._sweeps))), epoch), rng, self._mixing)
+
+    def _augmented(self, index: int, epoch: int) -> Sweep:
         rng = np.random.default_rng([self._seed, epoch, index])
         sweep = self._sweeps[index]
-        return augment(sweep.points, rng, self._augmentation), sweep.labels
+        return replace(sweep, points=augment(sweep.points, rng, self._augmentation))
 
 
 @torch.inference_mode()
 def evaluate(network: nn.Module, sweeps: Sequence[Sweep], voxels: VoxelConfig, num_classes: int) -> ConfusionMatrix:
-    """Point-level confusion matrix over all sweeps, batch-free, in eval mode."""
+    """Point-level confusion matrix over all sweeps, batch-free, in eval mode, where the network is."""
     network.eval()
+    device = next(network.parameters()).device
     confusion = ConfusionMatrix(num_classes)
     for sweep in sweeps:
         batch = collate([(sweep.points, sweep.labels)], voxels)
-        prediction = network(batch.voxels).argmax(1)[batch.voxel_of_point]
+        prediction = network(batch.voxels.to(device)).argmax(1).cpu()[batch.voxel_of_point]
         confusion.update(sweep.labels, prediction.numpy())
     return confusion

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from lima_core.viz import similarity
+from lima_core.viz import errors, similarity
 
-FIGURES = {"similarity": similarity.main}
+FIGURES = {"similarity": similarity.main, "errors": errors.main}
 
 
 def main(argv: list[str]) -> None:

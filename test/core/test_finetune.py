@@ -18,15 +18,17 @@ from lima_core import finetune
 from lima_core.checkpoint import load_checkpoint
 from lima_core.config import ConfigError, option, plain, read_config, to_yaml
 from lima_core.data.augment import AugmentConfig, augment
+from lima_core.data.labelled import DataConfig, StreetConfig, Sweep, open_labelled
 from lima_core.models.heads import Segmenter
 from lima_core.models.minkunet import MinkUNet
 from lima_core.models.voxelize import VoxelConfig
 from lima_core.paths import config_dir
+from lima_core.tools import finetune_configs
 from lima_core.training.input_statistics import input_statistics
 from lima_core.training.loop import StoppedError, fit
 from lima_core.training.loss import Loss, segmentation_loss
-from lima_core.training.optim import OptimConfig, adamw, one_cycle
-from lima_core.training.sweeps import Sweep, TrainingSweeps, evaluate
+from lima_core.training.optim import OptimConfig, build_optimizer, learning_rate, one_cycle
+from lima_core.training.sweeps import TrainingSweeps, evaluate
 
 torch.set_num_threads(1)  # tests share the cores, and waiting threads spin
 VOXELS = VoxelConfig("cartesian", (1.0, 1.0, 0.5))
@@ -146,13 +148,13 @@ class Run:
     def __init__(self, folder: Path, stop_at: int | None = None) -> None:
         torch.manual_seed(0)
         self.network = Segmenter(MinkUNet(4, stem=8, planes=(8, 8, 8, 8), blocks=(1, 1, 1, 1), norm_momentum=0.2), 2)
-        self.data = TrainingSweeps(sweeps(8), 2, VOXELS, AugmentConfig(), seed=3)
+        self.data = TrainingSweeps(sweeps(8), 2, VOXELS, AugmentConfig(), seed=3, epochs=6)
         self.folder, self.stop_at = folder, stop_at
 
     def loss_at(self, step: int) -> Loss:
         if step == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        batch = self.data.batch(step)
+        batch = self.data[step]
         return segmentation_loss(self.network(batch.voxels), batch.labels)
 
     def evaluate(self) -> dict[str, Any]:
@@ -188,12 +190,12 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, st
 
 def test_optimiser_is_adamw_under_torch_s_one_cycle() -> None:
     weight = torch.nn.Linear(3, 2)
-    optimizer = adamw(weight, OptimConfig())
+    optimizer = build_optimizer(weight, OptimConfig())
     reference = torch.optim.AdamW(weight.parameters(), 1e-3, (0.9, 0.999), 1e-6, 0.01)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         reference, 1e-3, total_steps=60, pct_start=0.2, div_factor=25, final_div_factor=100, cycle_momentum=False
     )
-    assert {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "lr")} == {
+    assert {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "lr", "factor")} == {
         k: v
         for k, v in reference.param_groups[0].items()
         if k in optimizer.param_groups[0] and k not in ("params", "lr")
@@ -203,6 +205,93 @@ def test_optimiser_is_adamw_under_torch_s_one_cycle() -> None:
         reference.step()
         if step < 59:
             cycle.step()
+
+
+def test_sgd_follows_a_cosine_of_epochs_and_the_head_its_own_rate(tmp_path: Path) -> None:
+    config = OptimConfig(0.02, 1e-4, kind="sgd", head_lr_factor=100.0)
+    network = Segmenter(MinkUNet(4, stem=8, planes=(8, 8), blocks=(1, 1)), 2)
+    optimizer = build_optimizer(network, config)
+    rest, head = optimizer.param_groups
+    assert (rest["factor"], head["factor"]) == (1.0, 100.0)
+    assert {id(p) for p in head["params"]} == {id(p) for p in network.head.parameters()}
+    assert sum(len(group["params"]) for group in (rest, head)) == len(list(network.parameters()))
+    assert (rest["momentum"], rest["dampening"], rest["weight_decay"]) == (0.9, 0.1, 1e-4)
+    reference = torch.optim.SGD(network.parameters(), 0.02)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(reference, 5)
+    for step in range(20):  # five epochs of four steps
+        assert learning_rate(step, 20, 4, config) == pytest.approx(reference.param_groups[0]["lr"], abs=1e-12)
+        if step % 4 == 3:
+            reference.step()
+            cosine.step()
+    run = Run(tmp_path)
+    fit(
+        run.network, run.loss_at, run.evaluate, 4, 4, OptimConfig(0.01, 1e-4, kind="sgd", head_lr_factor=10.0), tmp_path
+    )
+
+
+def test_frozen_backbone_leaves_the_head_to_the_optimiser() -> None:
+    network = Segmenter(MinkUNet(4, stem=8, planes=(8, 8), blocks=(1, 1)), 2)
+    network.backbone.requires_grad_(False)
+    (group,) = build_optimizer(network, OptimConfig(head_lr_factor=10.0)).param_groups
+    assert group["factor"] == 10.0
+    assert {id(p) for p in group["params"]} == {id(p) for p in network.head.parameters()}
+
+
+def test_processes_share_out_the_batch_that_one_would_take() -> None:
+    marked = [Sweep(np.full((1, 4), i, np.float32), np.array([i], np.uint8), 1) for i in range(8)]
+    whole = TrainingSweeps(marked, 4, VOXELS, AugmentConfig(), 0, epochs=2)
+    parts = [TrainingSweeps(marked, 4, VOXELS, AugmentConfig(), 0, 2, process=rank, processes=2) for rank in (0, 1)]
+    assert len(whole) == len(parts[0]) == 4
+    for step in range(4):
+        labels = torch.cat([part[step].labels for part in parts]).tolist()
+        assert sorted(labels) == sorted(whole[step].labels.tolist())
+
+
+@pytest.mark.parametrize("mixing", ["lasermix", "polarmix", "frustummix"])
+def test_mixed_batches_keep_labels_with_their_points_and_repeat(mixing: str) -> None:
+    data = TrainingSweeps(sweeps(4), 4, VOXELS, AugmentConfig(flip=0, rotation=0, scale=(1, 1)), 0, 20, mixing)
+    plain_data = TrainingSweeps(sweeps(4), 4, VOXELS, AugmentConfig(flip=0, rotation=0, scale=(1, 1)), 0, 20)
+    for step in range(3):
+        first, again = data[step], data[step]
+        torch.testing.assert_close(first.voxels.features, again.voxels.features, rtol=0, atol=0)
+        assert set(first.labels.tolist()) <= {0, 1}
+    assert any(len(data[step].voxels) != len(plain_data[step].voxels) for step in range(3))
+
+
+def test_share_of_streets_is_every_nth_of_them() -> None:
+    street = StreetConfig((0, 20), (50, 51), sweeps_per_street=1)
+    drawn = open_labelled(DataConfig(share=10, street=street), "train", 1)
+    whole = open_labelled(DataConfig(share=100, street=StreetConfig((10, 11), (50, 51), 1)), "train", 1)
+    assert len(drawn) == 2
+    np.testing.assert_array_equal(drawn[1].points, whole[0].points)
+
+
+def test_configs_of_the_paper_s_tables_are_those_of_the_template() -> None:
+    folder = config_dir() / "finetune"
+    made = finetune_configs.configs()
+    assert {path.name for path in folder.glob("seg_*.yaml")} == set(made)
+    assert all((folder / name).read_text() == content for name, content in made.items())
+
+
+@pytest.mark.slow
+def test_one_real_frame_is_learned_by_heart(shared: Path, tmp_path: Path) -> None:
+    root = tmp_path / "kitti"
+    for number in ("00", "08"):
+        for kind, suffix in (("velodyne", "bin"), ("labels", "label")):
+            (root / "sequences" / number / kind).mkdir(parents=True)
+            real = shared / f"data/semantickitti/sequences/00/{kind}/000000.{suffix}"
+            (root / "sequences" / number / kind / f"000000.{suffix}").write_bytes(real.read_bytes())
+    threads = torch.get_num_threads()
+    try:
+        finetune.main([
+            "--data.name=semantickitti", f"--data.root={root}", "--voxels.size=[0.1,1.0,0.1]", "--epochs=200",
+            "--batch_size=1", "--validate_every=100", "--optim.peak_lr=0.01", "--augment.flip=0",
+            "--augment.rotation=0", "--augment.scale=[1,1]", "--augment.intensity_gain=1", "--workers=0",
+            f"--out={tmp_path}/run",
+        ])  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    assert load_checkpoint(tmp_path / "run/checkpoint.safetensors")[1]["metrics"]["val_accuracy"] > 0.95
 
 
 def test_nan_loss_stops_the_run(tmp_path: Path) -> None:
@@ -215,7 +304,7 @@ def test_nan_loss_stops_the_run(tmp_path: Path) -> None:
 def test_each_epoch_uses_every_sweep_once_in_its_own_order() -> None:
     marked = [Sweep(np.full((1, 4), i, np.float32), np.array([i], np.uint8), 1) for i in range(6)]
     data = TrainingSweeps(marked, 2, VOXELS, AugmentConfig(), seed=0)
-    labels = torch.cat([data.batch(step).labels for step in range(2 * data.steps_per_epoch)]).tolist()
+    labels = torch.cat([data[step].labels for step in range(2 * data.steps_per_epoch)]).tolist()
     first, second = labels[:6], labels[6:]
     assert sorted(first) == sorted(second) == list(range(6))
     assert first != second
@@ -234,10 +323,10 @@ def test_input_statistics_describe_the_sweeps() -> None:
 
 
 SMALL = [
-    "--street.train_seeds=[0,2]",
-    "--street.val_seeds=[9,10]",
-    "--street.sweeps_per_street=1",
-    "--street.sweep_stride=1",
+    "--data.street.train_seeds=[0,2]",
+    "--data.street.val_seeds=[9,10]",
+    "--data.street.sweeps_per_street=1",
+    "--data.street.sweep_stride=1",
     "--voxels.size=[1.0,3.0,0.5]",
     "--epochs=1",
     "--batch_size=2",
@@ -255,6 +344,8 @@ def test_finetune_writes_a_checkpoint_that_explains_itself(tmp_path: Path, capsy
     _, meta = load_checkpoint(tmp_path / "checkpoint.safetensors")
     assert meta["model"] == "minkunet_tiny"
     assert meta["metrics"]["val_seeds"] == [9, 10]
+    assert meta["metrics"]["best_epoch"] == load_checkpoint(tmp_path / "best.safetensors")[1]["metrics"]["epoch"] == 1
+    assert 0.01 <= meta["temperature"] <= 100
     assert 0 <= meta["metrics"]["val_miou"] <= 1
     assert meta["inputs"]["beams"] == 32
     assert meta["provenance"]["command"].startswith("python -m lima_core.finetune")
@@ -265,11 +356,15 @@ def test_finetune_writes_a_checkpoint_that_explains_itself(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--street.val_seeds=[1,5]"], "overlap"),
-        (["--street.val_seeds=[5,5]"], "must not be empty"),
+        (["--data.street.val_seeds=[1,5]"], "overlap"),
+        (["--data.street.val_seeds=[5,5]"], "must not be empty"),
         (["--model=minkunet"], "there are minkunet34"),
         (["--resume"], "nothing to resume"),
-        (["--street.vall_seeds=[1,5]"], "did you mean street.val_seeds"),
+        (["--data.name=semantickitti"], "needs data.root"),
+        (["--data.name=semantickitti", "--data.root=nowhere"], "is no folder"),
+        (["--data.share=3"], "a share of 3 % is not defined"),
+        (["--batch_size=9"], "do not fill a batch of 9"),
+        (["--data.street.vall_seeds=[1,5]"], "did you mean data.street.val_seeds"),
     ],
 )
 def test_wrong_settings_end_with_one_line(tmp_path: Path, argv: list[str], message: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lima_core.data.frame import DatasetError
 from lima_core.data.nuscenes import NuScenes, NuScenesError
 from lima_core.data.sources import open_source
 from lima_core.geometry import se3
@@ -104,14 +105,34 @@ def test_lidarseg_of_the_labelled_drive(shared: Path) -> None:
         ("samples/LIDAR_TOP/*.bin", lambda p: p.write_bytes(p.read_bytes()[:-3]), r"LIDAR_TOP.*truncated"),
         ("samples/LIDAR_TOP/*.bin", lambda p: p.write_bytes(p.read_bytes()[:-20]), r"34688 labels for 34687 points"),
         ("samples/LIDAR_TOP/*.bin", lambda p: p.unlink(), r"is missing; unpack the sensor blobs"),
-        ("lidarseg/*/*.bin", lambda p: p.write_bytes(bytes([77]) * 34688), r"raw label 77 is outside"),
+        (
+            "lidarseg/*/*.bin",
+            lambda p: p.write_bytes(bytes([77]) * 34688),
+            r"34688 labels are no ids of nuscenes, e.g. 77",
+        ),
+        (
+            "samples/LIDAR_TOP/*.bin",
+            lambda p: p.write_bytes(b"\xff" * 4 + p.read_bytes()[4:]),
+            r"1 of 34688 .* not finite",
+        ),
+        ("v1.0-mini/ego_pose.json", lambda p: p.write_text("[]"), r"ego_pose.json lacks pose"),
+        ("v1.0-mini/sample_data.json", lambda p: p.write_text(p.read_text()[:-2]), r"sample_data.json is not a nuSc"),
+        ("v1.0-mini/scene.json", lambda p: p.write_text("[]"), r"scene.json has no scene"),
+        ("v1.0-mini/sensor.json", lambda p: p.write_text("[]"), r"names sensor .*, which sensor.json lacks"),
+        ("v1.0-mini/calibrated_sensor.json", lambda p: p.write_text("[]"), r"names calibrated sensor"),
+        (
+            "v1.0-mini/category.json",
+            lambda p: p.write_text("[]"),
+            r"sample_annotation.json names a sample or an instance",
+        ),
+        ("v1.0-mini/sample_data.json", lambda p: p.write_text(p.read_text().replace("true", "1")), r"Expected `bool`"),
         ("v1.0-mini/ego_pose.json", lambda p: p.unlink(), r"ego_pose.json is missing"),
         ("v1.0-mini/sample.json", lambda p: p.write_text("[{"), r"sample.json is not a nuScenes table"),
     ],
 )
 def test_a_broken_copy_is_named(copy: Path, pattern: str, break_it: object, message: str) -> None:
     break_it(the_file(copy, pattern))
-    with pytest.raises(NuScenesError, match=message):
+    with pytest.raises(DatasetError, match=message):
         NuScenes(copy)[0]
 
 
@@ -121,7 +142,7 @@ def test_a_path_out_of_the_data_root_is_refused(copy: Path) -> None:
     for row in rows:
         row["filename"] = "../../etc/passwd"
     table.write_text(json.dumps(rows))
-    with pytest.raises(NuScenesError, match="points outside"):
+    with pytest.raises(NuScenesError, match="leads out of"):
         NuScenes(copy)[0]
 
 
@@ -130,7 +151,7 @@ def test_a_link_out_of_the_data_root_is_refused(copy: Path) -> None:
     outside = copy.parent / "outside.bin"
     lidar.rename(outside)
     lidar.symlink_to(outside)
-    with pytest.raises(NuScenesError, match="points outside"):
+    with pytest.raises(NuScenesError, match="leads out of"):
         NuScenes(copy)[0]
 
 

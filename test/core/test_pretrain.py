@@ -23,14 +23,17 @@ from drives import CAMERAS, ToyDrive, write_drive
 from lima_core import finetune, pretrain
 from lima_core.checkpoint import CheckpointError, load_checkpoint
 from lima_core.config import read_config
+from lima_core.data import labelled
+from lima_core.data.labelled import Sweep
 from lima_core.data.synthetic.street import Street
-from lima_core.lima.scenes import SceneBatches, SceneLoader, paired_length, paired_order
+from lima_core.lima.scenes import SceneBatches, paired_length, paired_order
 from lima_core.models.minkunet import MODELS
 from lima_core.models.teacher import Teacher
 from lima_core.models.voxelize import VoxelConfig
 from lima_core.paths import config_dir
 from lima_core.tools import cache_teacher
 from lima_core.training.initial import load_backbone
+from lima_core.training.loader import StepLoader
 
 FRAMES, STEPS_PER_EPOCH = 12, 6
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,7 +160,7 @@ def test_killed_run_resumes_bit_for_bit(arguments: list[str], tmp_path: Path) ->
 def test_workers_change_nothing() -> None:
     def read(workers: int) -> list[list[tuple]]:
         batches = SceneBatches(ToyDrive(), 3, 4, 0, 5, lambda pictures: torch.zeros(len(pictures), 1))
-        loader = SceneLoader(batches, workers)
+        loader = StepLoader(batches, workers)
         return [[(s.sequence, s.index, s.seed, len(s.frames)) for s in loader.at(step)] for step in (0, 1, 2, 4, 3)]
 
     assert read(0) == read(2)
@@ -202,11 +205,8 @@ def test_pretrained_backbone_is_finetuned_and_probed(arguments: list[str], tmp_p
     pretrain.main([*arguments, "--epochs=1"])
     path = tmp_path / "run" / "checkpoint.safetensors"
     given, _ = load_checkpoint(path)
-    sweeps = [
-        finetune.Sweep(f.points, (f.points[:, 0] > 0).astype(np.uint8), 1)
-        for f in map(ToyDrive().__getitem__, range(4))
-    ]
-    monkeypatch.setattr(finetune, "simulate", lambda *_: sweeps)
+    sweeps = [Sweep(f.points, (f.points[:, 0] > 0).astype(np.uint8), 1) for f in map(ToyDrive().__getitem__, range(4))]
+    monkeypatch.setattr(labelled, "simulate", lambda *_: sweeps)
     probe = [f"--init={path}", "--linear_probe", f"--out={tmp_path / 'probe'}", "--epochs=3", "--batch_size=2"]
     voxels = ["--voxels.kind=cartesian", "--voxels.size=[1.0,1.0,1.0]"]
     finetune.main([*probe, *voxels])

@@ -1,0 +1,80 @@
+"""Every data set with labels by its name: `open_dataset("semantickitti", root, "train")`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, get_args
+
+from lima_core.data.classes import Taxonomy
+from lima_core.data.frame import DatasetError, FrameSource
+from lima_core.data.scans import Split
+from lima_core.data.splits import Chosen, share_of_sequences
+
+# name -> class in the module of that name; read when asked for
+READERS = {
+    "semantickitti": "SemanticKITTI",
+    "waymo": "Waymo",
+    "scribblekitti": "ScribbleKITTI",
+    "rellis3d": "Rellis3D",
+    "semanticposs": "SemanticPOSS",
+    "semanticstf": "SemanticSTF",
+    "synlidar": "SynLiDAR",
+    "daps3d": "DAPS3D",
+    "synth4d": "Synth4D",
+}
+NAMES: tuple[str, ...] = ("nuscenes", *READERS)
+
+
+class Dataset(FrameSource, Protocol):
+    """A source of frames of one split, with its classes and its rule for a share of the labels.
+
+    `sequences` (len,) the sequence of each frame.
+    """
+
+    sequences: tuple[str, ...]
+    taxonomy: Taxonomy
+
+    def labelled_share(self, percent: int) -> list[int]:
+        """Indices of the frames that `percent` % of the training labels keep. Raises ValueError."""
+        ...
+
+
+def open_dataset(name: str, root: str | Path, split: Split) -> Dataset:
+    """The frames of one split. Raises ValueError on an unknown name or split, DatasetError where files are missing."""
+    if name not in NAMES:
+        raise ValueError(f"no data set {name!r}; there are {', '.join(NAMES)}")
+    if split not in get_args(Split):
+        raise ValueError(f"no split {split!r}; there are {', '.join(get_args(Split))}")
+    if name == "nuscenes":
+        return _NuScenesSplit(root, split)
+    return getattr(import_module(f"lima_core.data.{name}"), READERS[name])(root, split)
+
+
+class _NuScenesSplit(Chosen):
+    """Keyframes of the official split of v1.0-trainval, else of the only version there is, or all of v1.0-test."""
+
+    def __init__(self, root: str | Path, split: Split) -> None:
+        from lima_core.data.drives import validation_scenes
+        from lima_core.data.nuscenes import NuScenes
+
+        wanted = "v1.0-test" if split == "test" else "v1.0-trainval"
+        source = NuScenes(root, wanted if split == "test" or (Path(root) / wanted).is_dir() else None)
+        scenes, held_out = set(source.sequences), validation_scenes()
+        kept = {"train": scenes - held_out, "val": held_out}.get(split, scenes)
+        indices = [index for index, scene in enumerate(source.sequences) if scene in kept]
+        if not indices:
+            raise DatasetError(
+                f"{source.root}/{source.version} has no keyframe of split {split!r}; "
+                f"`python -m lima_core.data.check nuscenes {root}` says what belongs where"
+            )
+        super().__init__(source, indices)
+        self.taxonomy = source.taxonomy
+
+    def labelled_share(self, percent: int) -> list[int]:
+        """Every n-th scene, all its keyframes."""
+        return share_of_sequences(self.sequences, percent)
+
+    def tokens(self, index: int) -> tuple[str, str]:
+        """Tokens of the frame's sample and of its LIDAR_TOP sample_data."""
+        return self._source.tokens(self._indices[index])
