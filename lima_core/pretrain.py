@@ -30,8 +30,8 @@ from lima_core.checkpoint import FORMAT, CheckpointError, save_checkpoint
 from lima_core.config import ConfigError, option, plain, read_config
 from lima_core.data.augment import AugmentConfig
 from lima_core.data.drives import DriveError, Drives, draw_streets, validation_scenes
+from lima_core.data.frame import DatasetError
 from lima_core.data.labelled import Sweep
-from lima_core.data.nuscenes import NuScenesError
 from lima_core.lima.scenes import SceneBatches, TeacherFeatures
 from lima_core.lima.scenes import steps_per_epoch as count_steps
 from lima_core.lima.step import Lima, LimaConfig, Scene
@@ -56,7 +56,7 @@ from lima_core.viz.features import feature_picture
 NORM_MOMENTUM = 0.05  # of pretraining in SuperFlow, spec/lima.md section 3
 STATISTICS_FRAMES = 50
 RANDOM = "random"
-ERRORS = (ConfigError, CheckpointError, TeacherError, CacheError, ViewError, DriveError, NuScenesError)
+ERRORS = (ConfigError, CheckpointError, TeacherError, CacheError, ViewError, DriveError, DatasetError)
 
 logger = logging.getLogger("lima_core.pretrain")
 

@@ -31,7 +31,8 @@ LABEL_CHANNEL = 1  # of instance, class
 class Waymo(Scans):
     """Labelled frames of one split, segment by segment, `sequence` the segment's context name.
 
-    A read decodes the row group of its frame up to the frame, and holds one row. Raises DatasetError, also where
+    A read streams through the row group of its frame up to the frame and holds one row: parquet cannot jump to a row,
+    so that frames in random order take about a second each. Raises DatasetError, also where
     pyarrow, the extra `waymo`, is not installed.
     """
 
@@ -225,7 +226,8 @@ class _Parquet:
     def __enter__(self) -> Any:
         arrow, parquet = pyarrow()
         try:
-            self.file = parquet.ParquetFile(self.path)
+            # so it streams; with its defaults it would hold the whole row group, hundreds of MB
+            self.file = parquet.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False)
         except (arrow.ArrowException, OSError) as error:
             raise self._broken(error) from error
         missing = [column for column in self.columns if column not in self.file.schema_arrow.names]
