@@ -198,3 +198,25 @@ def test_all_processes_stop_after_the_same_step(tmp_path: Path) -> None:
     assert 3 < steps < 150
     assert errors.count(f"stopped after step {steps} of 150; continue with --resume") == 2
     assert read_tensors(tmp_path / "run" / "state.safetensors")[1]["step"] == steps
+
+
+@pytest.mark.slow
+def test_finetuning_under_torchrun_follows_the_run_of_one_process(tmp_path: Path) -> None:
+    """Not to the last digit: the losses of two processes are means over their own voxels."""
+    options = [
+        "--data.street.train_seeds=[0,4]", "--data.street.val_seeds=[9,11]", "--data.street.sweeps_per_street=1",
+        "--voxels.size=[0.5,2.0,0.5]", "--epochs=1", "--batch_size=2", "--workers=1",
+    ]  # fmt: skip
+    for name, launcher in (("two", TORCHRUN), ("one", [sys.executable])):
+        run = [*launcher, "-m", "lima_core.finetune", *options, f"--out={tmp_path / name / 'run'}"]
+        subprocess.run(run, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    assert len(one) == len(two) == 2
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.01)
+    assert two[-1]["val_miou"] == pytest.approx(one[-1]["val_miou"], abs=0.02)
+    assert {path.name for path in (tmp_path / "two" / "run").glob("*.safetensors")} == {
+        "best.safetensors",
+        "checkpoint.safetensors",
+        "state.safetensors",
+    }

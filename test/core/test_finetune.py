@@ -371,3 +371,33 @@ def test_wrong_settings_end_with_one_line(tmp_path: Path, argv: list[str], messa
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         finetune.main([*SMALL, f"--out={tmp_path}/run", *argv])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stopped_run_goes_on_to_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [*SMALL, "--data.street.train_seeds=[0,4]", "--epochs=2", "--workers=0"]
+    threads, at = torch.get_num_threads(), []
+    original = finetune.segmentation_loss
+
+    def stopping(logits: torch.Tensor, labels: torch.Tensor) -> Loss:
+        at.append(len(labels))
+        if len(at) == 3:  # the first step of the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(logits, labels)
+
+    try:
+        finetune.main([*options, f"--out={tmp_path}/whole"])
+        with monkeypatch.context() as patch:
+            patch.setattr(finetune, "segmentation_loss", stopping)
+            with pytest.raises(SystemExit) as stopped:
+                finetune.main([*options, f"--out={tmp_path}/cut"])
+        finetune.main([*options, f"--out={tmp_path}/cut", "--resume"])
+    finally:
+        torch.set_num_threads(threads)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    log = "metrics.jsonl"
+    assert (tmp_path / "cut" / log).read_bytes() == (tmp_path / "whole" / log).read_bytes()
+    for name in ("checkpoint.safetensors", "best.safetensors"):
+        (cut, meta), (whole, expected) = (load_checkpoint(tmp_path / run / name) for run in ("cut", "whole"))
+        torch.testing.assert_close(cut, whole, rtol=0, atol=0)
+        assert meta["metrics"] == expected["metrics"]
+        assert meta["temperature"] == expected["temperature"]
