@@ -66,14 +66,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run(config: EvaluateConfig, command: list[str]) -> Evaluation:
     """Evaluates, writes the three files and prints the table. Raises ConfigError, CheckpointError, DatasetError."""
-    torch.set_num_threads(config.threads)
-    predictor = Predictor(config.checkpoint, config.device, config.precision, config.backend)
-    check_classes(predictor, config)
-    sweeps = open_labelled(config.data, config.split, config.workers)
-    if not len(sweeps):
-        raise ConfigError(
-            f"{config.data.name} has no sweeps of split {config.split}; choose another split or more seeds"
-        )
+    predictor, sweeps = open_inputs(config)
     keep = None
     if config.predictions is not None:
         if config.data.name != "nuscenes":
@@ -90,6 +83,19 @@ def run(config: EvaluateConfig, command: list[str]) -> Evaluation:
     print(table)
     print(f"wrote {folder}/evaluation.json, .md and .html")
     return evaluation
+
+
+def open_inputs(config: EvaluateConfig) -> tuple[Predictor, Sequence[Sweep]]:
+    """The network and the sweeps to try it on. Raises ConfigError, CheckpointError, DatasetError."""
+    torch.set_num_threads(config.threads)
+    predictor = Predictor(config.checkpoint, config.device, config.precision, config.backend)
+    check_classes(predictor, config)
+    sweeps = open_labelled(config.data, config.split, config.workers)
+    if not len(sweeps):
+        raise ConfigError(
+            f"{config.data.name} has no sweeps of split {config.split}; choose another split or more seeds"
+        )
+    return predictor, sweeps
 
 
 def check_classes(predictor: Predictor, config: EvaluateConfig) -> None:

@@ -29,7 +29,6 @@ from lima_core.metrics.segmentation import ConfusionMatrix
 from lima_core.models.heads import Segmenter, build_segmenter
 from lima_core.models.minkunet import MODELS
 from lima_core.models.voxelize import VoxelConfig
-from lima_core.sparse.conv import use_backend
 from lima_core.training.finished import BEST, Finished
 from lima_core.training.initial import load_backbone
 from lima_core.training.loader import StepLoader
@@ -37,7 +36,7 @@ from lima_core.training.loop import STATE, StoppedError, fit, leave_processes
 from lima_core.training.loss import Loss, segmentation_loss
 from lima_core.training.optim import OptimConfig
 from lima_core.training.run_folder import describe_run
-from lima_core.training.start import start
+from lima_core.training.start import choose_backend, start
 from lima_core.training.sweeps import Mixing, TrainingSweeps, evaluate
 from lima_core.training.sync_norm import synchronise
 
@@ -109,7 +108,8 @@ def run(config: FinetuneConfig, command: list[str]) -> Path:
     if fabric.is_global_zero and not config.resume:
         describe_run(folder, _effective(config), command)
     loader = StepLoader(batches, config.workers)
-    finished = Finished(_effective(config), folder, command, training, fabric.device)
+    # reads sweeps for its statistics: only where files are written
+    writer = Finished(_effective(config), folder, command, training, fabric.device) if fabric.is_global_zero else None
     best = best_so_far(folder) if config.resume else -1.0
     epoch = 0
 
@@ -125,8 +125,8 @@ def run(config: FinetuneConfig, command: list[str]) -> Path:
         if epoch % config.validate_every and epoch < config.epochs:
             return {}
         miou = validation_matrix(network, validation, config.voxels, fabric).miou()
-        if miou > best and fabric.is_global_zero:
-            finished.save(network, BEST, {"val_miou": round(miou, 6), "epoch": epoch})
+        if miou > best and writer is not None:
+            writer.save(network, BEST, {"val_miou": round(miou, 6), "epoch": epoch})
         best = max(best, miou)
         return {"val_miou": miou}
 
@@ -134,7 +134,7 @@ def run(config: FinetuneConfig, command: list[str]) -> Path:
         network, loss_at, validate, len(batches), batches.steps_per_epoch, config.optim, folder,
         resume=config.resume, fabric=fabric, save_minutes=config.save_minutes,
     )  # fmt: skip
-    return finished.close(network, validation) if fabric.is_global_zero else folder
+    return folder if writer is None else writer.close(network, validation)
 
 
 def build_network(config: FinetuneConfig) -> Segmenter:
@@ -143,10 +143,7 @@ def build_network(config: FinetuneConfig) -> Segmenter:
     if config.init is not None:
         load_backbone(config.init, config.model, network.backbone, config.voxels)
     network.backbone.requires_grad_(not config.linear_probe)
-    try:
-        return use_backend(network, "torch" if config.deterministic else config.backend)
-    except RuntimeError as error:
-        raise ConfigError(str(error)) from error
+    return choose_backend(network, config.backend, config.deterministic)
 
 
 def validation_matrix(

@@ -39,7 +39,6 @@ from lima_core.lima.view import ViewError
 from lima_core.models.minkunet import MODELS
 from lima_core.models.teacher import NAMES, Teacher, TeacherError
 from lima_core.models.voxelize import VoxelConfig, network_input, voxelize
-from lima_core.sparse.conv import use_backend
 from lima_core.sparse.tensor import SparseTensor
 from lima_core.training.feature_cache import CacheError, FeatureCache, bytes_per_frame, check_space, teacher_key
 from lima_core.training.input_statistics import input_statistics
@@ -48,7 +47,7 @@ from lima_core.training.loop import STATE, StoppedError, fit, leave_processes
 from lima_core.training.loss import Loss
 from lima_core.training.optim import OptimConfig
 from lima_core.training.run_folder import describe_run, revision, versions
-from lima_core.training.start import start
+from lima_core.training.start import choose_backend, start
 from lima_core.training.sync_norm import synchronise
 from lima_core.viz.bev import to_base
 from lima_core.viz.features import feature_picture
@@ -216,11 +215,7 @@ def open_cache(config: TeacherConfig, teacher: Teacher, process: int = 0) -> Fea
 
 def build_objective(config: PretrainConfig, teacher_channels: int) -> Lima:
     """The student with its projection, freshly initialised."""
-    backend = "torch" if config.deterministic else config.backend
-    try:
-        student = use_backend(MODELS[config.student](norm_momentum=NORM_MOMENTUM), backend)
-    except RuntimeError as error:
-        raise ConfigError(str(error)) from error
+    student = choose_backend(MODELS[config.student](norm_momentum=NORM_MOMENTUM), config.backend, config.deterministic)
     return Lima(student, teacher_channels, config.method, config.voxels, config.augment)
 
 

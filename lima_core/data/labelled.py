@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lima_core.config import ConfigError, option
 from lima_core.data.classes import Taxonomy, load_taxonomy
-from lima_core.data.datasets import NAMES, open_dataset
+from lima_core.data.datasets import NAMES, Dataset, open_dataset
 from lima_core.data.frame import DatasetError, Frame, FrameSource
 from lima_core.data.splits import step_of
 
@@ -43,6 +43,15 @@ class StreetConfig:
     val_seeds: tuple[int, int] = option((100000, 100020), "first seed and end (excluded) of the validation streets")
     sweeps_per_street: int = option(2, "labelled sweeps taken from each street")
     sweep_stride: int = option(10, "sweeps from one taken to the next; the LiDAR turns at 10 Hz")
+
+    @property
+    def frames(self) -> int:
+        """Sweeps of a street from the first that is taken to the last."""
+        return (self.sweeps_per_street - 1) * self.sweep_stride + 1
+
+    def seeds(self, split: Literal["train", "val"]) -> range:
+        """The streets of a split."""
+        return range(*(self.train_seeds if split == "train" else self.val_seeds))
 
 
 @dataclass(frozen=True)
@@ -95,13 +104,7 @@ def open_labelled(config: DataConfig, split: Literal["train", "val"], workers: i
     """
     if config.name == STREET:
         return _open_streets(config, split, workers)
-    if not config.root:
-        raise ConfigError(f"data.name={config.name} needs data.root, its folder")
-    if not Path(config.root).is_dir():
-        raise DatasetError(
-            f"data.root {config.root} is no folder; `python -m lima_core.data.check {config.name} FOLDER`"
-        )
-    source = open_dataset(config.name, config.root, split)
+    source = open_frames(config, split)
     try:
         indices = source.labelled_share(config.share) if split == "train" else range(len(source))
     except ValueError as error:
@@ -109,14 +112,25 @@ def open_labelled(config: DataConfig, split: Literal["train", "val"], workers: i
     return LabelledFrames(source, indices)
 
 
-def _open_streets(config: DataConfig, split: str, workers: int) -> list[Sweep]:
+def open_frames(config: DataConfig, split: Literal["train", "val"]) -> Dataset:
+    """All frames of a split of a data set on disk. Raises ConfigError, DatasetError."""
+    if not config.root:
+        raise ConfigError(f"data.name={config.name} needs data.root, its folder")
+    if not Path(config.root).is_dir():
+        raise DatasetError(
+            f"data.root {config.root} is no folder; `python -m lima_core.data.check {config.name} FOLDER` says what "
+            "belongs in it"
+        )
+    return open_dataset(config.name, config.root, split)
+
+
+def _open_streets(config: DataConfig, split: Literal["train", "val"], workers: int) -> list[Sweep]:
     """A share of the streets is every n-th of them, as of nuScenes' scenes."""
-    seeds = range(*(config.street.train_seeds if split == "train" else config.street.val_seeds))
     try:
         step = step_of(config.share) if split == "train" else 1
     except ValueError as error:
         raise ConfigError(f"data.share: {error}") from error
-    return simulate(seeds[::step], config.street, workers, f"{split} streets")
+    return simulate(config.street.seeds(split)[::step], config.street, workers, f"{split} streets")
 
 
 def simulate(seeds: range, street: StreetConfig, workers: int, what: str) -> list[Sweep]:
@@ -133,6 +147,5 @@ def _street_sweeps(seed: int, street: StreetConfig) -> list[Sweep]:
     """Every `sweep_stride`-th sweep of one street."""
     from lima_core.data.synthetic.street import Street  # Embree, which readers of data sets do not need
 
-    frames = (street.sweeps_per_street - 1) * street.sweep_stride + 1
-    source = Street(seed, frames=frames, cameras=False)
-    return [as_sweep(source[index]) for index in range(0, frames, street.sweep_stride)]
+    source = Street(seed, frames=street.frames, cameras=False)
+    return [as_sweep(source[index]) for index in range(0, street.frames, street.sweep_stride)]

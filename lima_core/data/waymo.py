@@ -40,6 +40,7 @@ class Waymo(Scans):
 
     def __init__(self, root: str | Path, split: Split = "train") -> None:
         self._rows: dict[str, dict[int, int]] = {}  # file -> stamp -> row of TOP
+        self._calibrations: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}  # file and height of the image
         super().__init__(root, split)
 
     def find(self, split: Split) -> list[Scan]:
@@ -152,8 +153,14 @@ class Waymo(Scans):
         return None if values is None else self._image(name, values, shape, 6)
 
     def _calibration(self, scan: Scan, height: int) -> tuple[np.ndarray, np.ndarray]:
-        """(H,) inclination in rad of each row of the image, from the top; vehicle_from_lidar (4, 4)."""
-        name, prefix = self._component(scan, "lidar_calibration"), "[LiDARCalibrationComponent]"
+        """(H,) inclination in rad of each row of the image, from the top; vehicle_from_lidar (4, 4). One a segment."""
+        key = self._component(scan, "lidar_calibration"), height
+        if key not in self._calibrations:
+            self._calibrations[key] = self._read_calibration(*key)
+        return self._calibrations[key]
+
+    def _read_calibration(self, name: str, height: int) -> tuple[np.ndarray, np.ndarray]:
+        prefix = "[LiDARCalibrationComponent]"
         columns = [
             f"{prefix}.extrinsic.transform",
             *(f"{prefix}.beam_inclination.{k}" for k in ("values", "min", "max")),

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from lima_core.checkpoint import CheckpointError
 from lima_core.config import ConfigError, plain, read_config
 from lima_core.data.corruptions import KINDS, SEED, SEVERITIES, corrupt
 from lima_core.data.frame import DatasetError
-from lima_core.data.labelled import Sweep, open_labelled
-from lima_core.evaluate import EvaluateConfig, check_classes
+from lima_core.data.labelled import Sweep
+from lima_core.evaluate import EvaluateConfig, open_inputs
 from lima_core.files import write_whole
 from lima_core.metrics.robustness import BASELINES, Scores, robustness
 from lima_core.metrics.segmentation import ConfusionMatrix
@@ -42,10 +41,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Measures, writes <out>/robustness.json and prints the table."""
-    torch.set_num_threads(config.threads)
-    predictor = Predictor(config.checkpoint, config.device, config.precision, config.backend)
-    check_classes(predictor, config)
-    sweeps = open_labelled(config.data, config.split, config.workers)
+    predictor, sweeps = open_inputs(config)
     scores = measure(predictor, sweeps)
     record = {"clean": scores.clean, "corrupted": dict(scores.corrupted), **summary(scores, config.data.name)}
     print("\n".join(table(record)))

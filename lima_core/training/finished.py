@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from lima_core.checkpoint import FORMAT, load_checkpoint, load_segmenter, save_checkpoint
+from lima_core.checkpoint import FORMAT, load_segmenter, save_checkpoint
 from lima_core.config import plain
 from lima_core.data.labelled import STREET, DataConfig, Sweep, taxonomy_of
 from lima_core.metrics.calibration import fit_temperature
 from lima_core.models.heads import Segmenter
-from lima_core.training.collate import collate
 from lima_core.training.input_statistics import input_statistics
 from lima_core.training.run_folder import revision, versions
 from lima_core.training.sweeps import evaluate
@@ -67,51 +67,51 @@ class Finished:
 
     def close(self, network: Segmenter, validation: Sequence[Sweep]) -> Path:
         """Writes the last network and measures both files, as stored, on the validation sweeps; prints the last's."""
-        last = self.save(network, LAST, {})
-        best = self._folder / BEST
-        found = {}
-        for path in (last, best):
-            metrics = load_checkpoint(path)[1]["metrics"]
-            found[path] = self._measure(path, metrics.get("epoch", self._config.epochs), validation)
-        meta = found[last]["metrics"]
-        meta |= {f"best_{key}": found[best]["metrics"][key] for key in ("epoch", "val_miou")}
-        for path, facts in found.items():
-            segmenter, _, stored = load_segmenter(path)
-            save_checkpoint(path, segmenter, {**stored, **facts}, self._config.half)
-        report(last, meta)
-        return last
+        self.save(network, LAST, {"epoch": self._config.epochs})
+        measured = {name: self._measured(self._folder / name, validation) for name in (LAST, BEST)}
+        metrics, best = (measured[name][1]["metrics"] for name in (LAST, BEST))
+        metrics |= {f"best_{key}": best[key] for key in ("epoch", "val_miou")}
+        for name, (stored, meta) in measured.items():
+            save_checkpoint(self._folder / name, stored, meta, self._config.half)
+        report(self._folder / LAST, metrics)
+        return self._folder / LAST
 
-    def _measure(self, path: Path, epoch: int, validation: Sequence[Sweep]) -> dict[str, Any]:
-        """Metrics and temperature of a written file."""
+    def _measured(self, path: Path, validation: Sequence[Sweep]) -> tuple[Segmenter, dict[str, Any]]:
+        """A written network, and its metadata with metrics and temperature."""
         network, voxels, meta = load_segmenter(path)
-        network.to(self._device)
-        confusion = evaluate(network, validation, voxels, len(meta["classes"]["names"]))
-        temperature = round(fit_temperature(*sampled_logits(network, validation, voxels)), 4)
-        iou = zip(meta["classes"]["names"], confusion.iou(), strict=True)
+        names, sample = meta["classes"]["names"], LogitSample(validation)
+        confusion = evaluate(network.to(self._device), validation, voxels, len(names), sample)
         metrics = {
             "val_miou": round(confusion.miou(), 4),
-            "val_iou": {name: None if np.isnan(value) else round(float(value), 4) for name, value in iou},
+            "val_iou": {
+                name: None if np.isnan(value) else round(float(value), 4)
+                for name, value in zip(names, confusion.iou(), strict=True)
+            },
             "val_accuracy": round(confusion.accuracy(), 4),
             "val_sweeps": len(validation),
-            "epoch": epoch,
+            "epoch": meta["metrics"]["epoch"],
         }
         if self._config.data.name == STREET:
             metrics["val_seeds"] = list(self._config.data.street.val_seeds)
-        return {"metrics": metrics, "temperature": temperature}
+        return network, {**meta, "metrics": metrics, "temperature": round(fit_temperature(*sample.rows()), 4)}
 
 
-@torch.inference_mode()
-def sampled_logits(network: Segmenter, sweeps: Sequence[Sweep], voxels: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, C) and labels (N,) of points spread evenly over all sweeps, some hundred thousand at most."""
-    step = max(1, sum(len(sweep.labels) for sweep in sweeps) // TEMPERATURE_POINTS)
-    device = next(network.parameters()).device
-    logits, labels = [], []
-    for sweep in sweeps:
-        batch = collate([(sweep.points, sweep.labels)], voxels)
-        rows = network(batch.voxels.to(device)).float().cpu()[batch.voxel_of_point[::step]]
-        logits.append(rows)
-        labels.append(torch.from_numpy(sweep.labels[::step].astype(np.int64)))
-    return torch.cat(logits), torch.cat(labels)
+class LogitSample:
+    """Logits and labels of points spread evenly over all sweeps, about TEMPERATURE_POINTS of them."""
+
+    def __init__(self, sweeps: Sequence[Sweep]) -> None:
+        self._step = max(1, sum(len(sweep.labels) for sweep in sweeps) // TEMPERATURE_POINTS)
+        self._logits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def __call__(self, sweep: Sweep, logits: Tensor, voxel_of_point: Tensor) -> None:
+        """Keeps every n-th point of a sweep, as `evaluate` shows it."""
+        self._logits.append(logits[voxel_of_point[:: self._step]].float())
+        self._labels.append(torch.from_numpy(sweep.labels[:: self._step].astype(np.int64)))
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """(N, C) float32 logits and (N,) int64 labels."""
+        return torch.cat(self._logits), torch.cat(self._labels)
 
 
 def describe(data: DataConfig, training: Sequence[Sweep]) -> str:

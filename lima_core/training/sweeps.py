@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lima_core.data.augment import AugmentConfig, augment
@@ -74,13 +74,24 @@ class TrainingSweeps(Dataset):
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, sweeps: Sequence[Sweep], voxels: VoxelConfig, num_classes: int) -> ConfusionMatrix:
-    """Point-level confusion matrix over all sweeps, batch-free, in eval mode, where the network is."""
+def evaluate(
+    network: nn.Module,
+    sweeps: Sequence[Sweep],
+    voxels: VoxelConfig,
+    num_classes: int,
+    look: Callable[[Sweep, Tensor, Tensor], None] | None = None,
+) -> ConfusionMatrix:
+    """Point-level confusion matrix over all sweeps, batch-free, in eval mode, where the network is.
+
+    `look(sweep, logits, voxel_of_point)` is shown each sweep's (M, C) logits and the voxel of each point, on the CPU.
+    """
     network.eval()
     device = next(network.parameters()).device
     confusion = ConfusionMatrix(num_classes)
     for sweep in sweeps:
         batch = collate([(sweep.points, sweep.labels)], voxels)
-        prediction = network(batch.voxels.to(device)).argmax(1).cpu()[batch.voxel_of_point]
-        confusion.update(sweep.labels, prediction.numpy())
+        logits = network(batch.voxels.to(device)).cpu()
+        confusion.update(sweep.labels, logits.argmax(1)[batch.voxel_of_point].numpy())
+        if look is not None:
+            look(sweep, logits, batch.voxel_of_point)
     return confusion

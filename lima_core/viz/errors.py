@@ -20,9 +20,8 @@ import numpy as np
 
 from lima_core.config import ConfigError, option, read_config
 from lima_core.data.classes import Taxonomy
-from lima_core.data.datasets import open_dataset
 from lima_core.data.frame import IGNORE, Frame
-from lima_core.data.labelled import STREET, DataConfig, StreetConfig, taxonomy_of
+from lima_core.data.labelled import STREET, DataConfig, StreetConfig, open_frames, taxonomy_of
 from lima_core.files import write_whole
 from lima_core.metrics.segmentation import ConfusionMatrix
 from lima_core.paths import STREET_CHECKPOINT
@@ -90,21 +89,18 @@ def labelled_frame(data: DataConfig, split: Literal["train", "val"], index: int)
     """
     if data.name == STREET:
         return _street_frame(data.street, split, index)
-    if not data.root:
-        raise ConfigError(f"data.name={data.name} needs data.root, its folder")
-    source = open_dataset(data.name, data.root, split)
+    source = open_frames(data, split)
     _check_index(index, len(source), f"{data.name} {split}")
     return source[index], source.rig.base_from_lidar
 
 
-def _street_frame(street: StreetConfig, split: str, index: int) -> tuple[Frame, np.ndarray]:
+def _street_frame(street: StreetConfig, split: Literal["train", "val"], index: int) -> tuple[Frame, np.ndarray]:
     from lima_core.data.synthetic.street import Street  # Embree, which readers of data sets do not need
 
-    seeds = range(*(street.train_seeds if split == "train" else street.val_seeds))
+    seeds = street.seeds(split)
     _check_index(index, len(seeds) * street.sweeps_per_street, f"street {split}")
     place, sweep = divmod(index, street.sweeps_per_street)
-    frames = (street.sweeps_per_street - 1) * street.sweep_stride + 1
-    source = Street(seeds[place], frames, image_size=IMAGE_SIZE)
+    source = Street(seeds[place], street.frames, image_size=IMAGE_SIZE)
     return source[sweep * street.sweep_stride], source.rig.base_from_lidar
 
 
