@@ -90,6 +90,7 @@ setup(
             "codespell",
             "colcon-common-extensions",
             "setuptools",
+            "shapely",  # rotated IoU and NMS are compared with it
             "trimesh",
             "pyarrow>=14",
             # the CPU build, for tests and benchmarks: its forward pass is the peer of ours

@@ -14,13 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lima_core.config import ConfigError, config_from_dict
+from lima_core.config import config_from_dict
 from lima_core.files import write_whole
+from lima_core.models.backbones import BACKBONES, inputs_of
+from lima_core.models.detector import Detector, DetectorConfig
 from lima_core.models.heads import Segmenter, build_segmenter
-from lima_core.models.minkunet import MODELS
+from lima_core.models.inputs import InputConfig
 from lima_core.models.voxelize import VoxelConfig
+from lima_core.models.voxelize_range import RangeConfig
 
 FORMAT = 1
+SEGMENTATION = "segmentation"
 REQUIRED = ("format", "model", "classes", "config", "inputs", "metrics", "versions", "provenance")
 
 
@@ -48,23 +52,45 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     return weights, meta
 
 
-def load_segmenter(path: str | Path) -> tuple[Segmenter, VoxelConfig, dict[str, Any]]:
+def load_network(path: str | Path) -> tuple[Segmenter | Detector, InputConfig, dict[str, Any]]:
     """The trained network on the CPU in eval mode, the voxels it expects, and the metadata. Raises CheckpointError."""
     weights, meta = load_checkpoint(path)
-    if meta["model"] not in MODELS:
-        raise CheckpointError(f"{path}: model {meta['model']!r} is unknown to this lima; known: {', '.join(MODELS)}")
-    if not meta["classes"]["names"]:
+    model = meta["model"]
+    if model not in BACKBONES:
+        raise CheckpointError(f"{path}: model {model!r} is unknown to this lima; known: {', '.join(BACKBONES)}")
+    if not meta["classes"]["names"] and task_of(meta) == SEGMENTATION:
         raise CheckpointError(
             f"{path} is a pretrained backbone, it has no classes yet; `python -m lima_core.finetune --init {path}` "
             "makes a network of it"
         )
     try:
-        network = build_segmenter(meta["model"], len(meta["classes"]["names"]))
-        voxels = config_from_dict(VoxelConfig, meta["config"]["voxels"])
-    except (KeyError, TypeError, ConfigError) as error:
+        inputs = stored_inputs(meta)
+        network = _build(meta, inputs)
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: broken metadata: {type(error).__name__}: {error}") from error
     load_weights(network, weights, str(path))
-    return network.eval(), voxels, meta
+    return network.eval(), inputs, meta
+
+
+def task_of(meta: dict[str, Any]) -> str:
+    """segmentation, detection or both; checkpoints from before there was a choice segment."""
+    return meta.get("task", SEGMENTATION)
+
+
+def stored_inputs(meta: dict[str, Any]) -> InputConfig:
+    """The voxels that the network of a checkpoint takes. Raises KeyError, TypeError, ValueError on broken metadata."""
+    config = meta["config"]
+    voxels = config_from_dict(VoxelConfig, config["voxels"])
+    return inputs_of(meta["model"], voxels, config_from_dict(RangeConfig, config.get("bounds", {})))
+
+
+def _build(meta: dict[str, Any], inputs: InputConfig) -> Segmenter | Detector:
+    """The untrained network that the metadata describe."""
+    classes = len(meta["classes"]["names"])
+    if task_of(meta) == SEGMENTATION:
+        return build_segmenter(meta["model"], classes, inputs)
+    config = config_from_dict(DetectorConfig, meta["config"]["detector"])
+    return Detector(meta["model"], inputs, config, tuple(meta["detection"]["names"]), classes)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:

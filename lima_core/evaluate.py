@@ -1,8 +1,10 @@
-"""Evaluation of a checkpoint on every labelled point of a split.
+"""Evaluation of a checkpoint on every labelled point, or on every annotated box, of a split.
 
 python -m lima_core.evaluate --checkpoint runs/street/checkpoint.safetensors --data.name street
 python -m lima_core.evaluate --checkpoint FILE --data.name semantickitti --data.root DATA/semantickitti
 python -m lima_core.evaluate --checkpoint FILE --data.name nuscenes --data.root DATA/nuscenes --tta --out runs/eval
+python -m lima_core.evaluate --task detection --checkpoint FILE --data.name nuscenes --data.root DATA/nuscenes
+    --devkit devkit/bin/python                                   # the official numbers; extra `eval` in its own place
 python -m lima_core.evaluate --help
 
 Writes evaluation.json, evaluation.md (also printed) and evaluation.html into --out. Metrics: spec/datasets.md 1.3.
@@ -27,8 +29,10 @@ from tqdm import tqdm
 
 from lima_core.checkpoint import CheckpointError
 from lima_core.config import ConfigError, option, plain, read_config
+from lima_core.data.boxed import LabelledClouds, open_boxed
 from lima_core.data.frame import IGNORE, DatasetError
 from lima_core.data.labelled import DataConfig, LabelledFrames, Sweep, open_labelled, taxonomy_of
+from lima_core.evaluate_boxes import BoxEvaluation, evaluate_boxes, write_summary
 from lima_core.files import write_whole
 from lima_core.metrics.calibration import Calibration
 from lima_core.metrics.segmentation import EDGES_M, ConfusionMatrix, DistanceBins
@@ -43,6 +47,9 @@ class EvaluateConfig:
     """All there is to set."""
 
     checkpoint: str = option(str(STREET_CHECKPOINT), "file that python -m lima_core.finetune wrote")
+    task: Literal["segmentation", "detection"] | None = option(
+        None, "which head of the network; null: the one there is, of two segmentation"
+    )
     data: DataConfig = field(default_factory=DataConfig)
     split: Literal["train", "val"] = option("val", "which sweeps; of train only data.share")
     tta: bool = option(False, "test-time augmentation: mean of the probabilities of 8 rotated and mirrored sweeps")
@@ -52,6 +59,7 @@ class EvaluateConfig:
     threads: int = option(1, "CPU threads of the network")
     workers: int = option(2, "processes that simulate streets")
     predictions: str | None = option(None, "folder for predictions in the form of nuScenes' lidarseg challenge")
+    devkit: str | None = option(None, "python with nuscenes-devkit, for the official numbers of detection on nuScenes")
     out: str = option("runs/evaluate", "folder of the results")
 
 
@@ -64,9 +72,12 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"error: {error}")
 
 
-def run(config: EvaluateConfig, command: list[str]) -> Evaluation:
+def run(config: EvaluateConfig, command: list[str]) -> Evaluation | BoxEvaluation:
     """Evaluates, writes the three files and prints the table. Raises ConfigError, CheckpointError, DatasetError."""
-    predictor, sweeps = open_inputs(config)
+    predictor = open_predictor(config)
+    if config.task == "detection" or (config.task is None and not predictor.class_names):
+        return run_boxes(config, command, predictor)
+    sweeps = open_sweeps(config, predictor)
     keep = None
     if config.predictions is not None:
         if config.data.name != "nuscenes":
@@ -75,8 +86,7 @@ def run(config: EvaluateConfig, command: list[str]) -> Evaluation:
     evaluation = evaluate(predictor, sweeps, config.tta, f"{config.data.name} {config.split}", keep)
     folder = Path(config.out)
     table = markdown(evaluation)
-    about = {"config": plain(config), "command": " ".join(command), "revision": revision(), "versions": versions()}
-    record = {**summary(evaluation), "device": str(predictor.device), **about}
+    record = {**summary(evaluation), **about(config, command, predictor)}
     write_whole(folder / "evaluation.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     write_whole(folder / "evaluation.md", table)
     write_page(evaluation, folder / "evaluation.html")
@@ -85,17 +95,50 @@ def run(config: EvaluateConfig, command: list[str]) -> Evaluation:
     return evaluation
 
 
+def run_boxes(config: EvaluateConfig, command: list[str], predictor: Predictor) -> BoxEvaluation:
+    """The same for boxes."""
+    if config.tta or config.predictions is not None:
+        raise ConfigError("tta and predictions are for segmentation; leave them out for --task detection")
+    folder = Path(config.out)
+    evaluation = evaluate_boxes(predictor, config.data, config.split, config.workers, config.devkit, folder)
+    write_summary(evaluation, about(config, command, predictor), folder)
+    print((folder / "evaluation.md").read_text())
+    print(f"wrote {folder}/evaluation.json, .md and .html")
+    return evaluation
+
+
+def about(config: EvaluateConfig, command: list[str], predictor: Predictor) -> dict[str, Any]:
+    """How the numbers came about."""
+    made_by = {"command": " ".join(command), "revision": revision(), "versions": versions()}
+    return {"device": str(predictor.device), "config": plain(config), **made_by}
+
+
 def open_inputs(config: EvaluateConfig) -> tuple[Predictor, Sequence[Sweep]]:
     """The network and the sweeps to try it on. Raises ConfigError, CheckpointError, DatasetError."""
+    predictor = open_predictor(config)
+    return predictor, open_sweeps(config, predictor)
+
+
+def open_predictor(config: EvaluateConfig) -> Predictor:
+    """The network. Raises ConfigError, CheckpointError."""
     torch.set_num_threads(config.threads)
-    predictor = Predictor(config.checkpoint, config.device, config.precision, config.backend)
+    return Predictor(config.checkpoint, config.device, config.precision, config.backend)
+
+
+def open_sweeps(config: EvaluateConfig, predictor: Predictor) -> Sequence[Sweep]:
+    """The labelled sweeps of the split. Raises ConfigError where they do not fit the network, DatasetError."""
     check_classes(predictor, config)
-    sweeps = open_labelled(config.data, config.split, config.workers)
+    if predictor.detection_names:  # it segments with past sweeps in view
+        if config.predictions is not None:
+            raise ConfigError("predictions are of networks that take one sweep; leave them out for one of both tasks")
+        sweeps = LabelledClouds(open_boxed(config.data, config.split, predictor.sweeps, config.workers))
+    else:
+        sweeps = open_labelled(config.data, config.split, config.workers)
     if not len(sweeps):
         raise ConfigError(
             f"{config.data.name} has no sweeps of split {config.split}; choose another split or more seeds"
         )
-    return predictor, sweeps
+    return sweeps
 
 
 def check_classes(predictor: Predictor, config: EvaluateConfig) -> None:

@@ -36,15 +36,16 @@ from lima_core.lima.scenes import SceneBatches, TeacherFeatures
 from lima_core.lima.scenes import steps_per_epoch as count_steps
 from lima_core.lima.step import Lima, LimaConfig, Scene
 from lima_core.lima.view import ViewError
-from lima_core.models.minkunet import MODELS
+from lima_core.models.backbones import BACKBONES, build_backbone, inputs_of
+from lima_core.models.inputs import encode
+from lima_core.models.loss import Loss
 from lima_core.models.teacher import NAMES, Teacher, TeacherError
-from lima_core.models.voxelize import VoxelConfig, network_input, voxelize
-from lima_core.sparse.tensor import SparseTensor
+from lima_core.models.voxelize import VoxelConfig
+from lima_core.models.voxelize_range import RangeConfig
 from lima_core.training.feature_cache import CacheError, FeatureCache, bytes_per_frame, check_space, teacher_key
 from lima_core.training.input_statistics import input_statistics
 from lima_core.training.loader import StepLoader
 from lima_core.training.loop import STATE, StoppedError, fit, leave_processes
-from lima_core.training.loss import Loss
 from lima_core.training.optim import OptimConfig
 from lima_core.training.run_folder import describe_run, revision, versions
 from lima_core.training.start import choose_backend, start
@@ -93,9 +94,10 @@ class DataConfig:
 class PretrainConfig:
     """All there is to set."""
 
-    student: str = option("minkunet_tiny", "network: minkunet_tiny, minkunet18 or minkunet34")
+    student: str = option("minkunet_tiny", f"network: {', '.join(BACKBONES)}")
     method: LimaConfig = field(default_factory=LimaConfig)
     voxels: VoxelConfig = field(default_factory=VoxelConfig)
+    bounds: RangeConfig = field(default_factory=RangeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -215,8 +217,10 @@ def open_cache(config: TeacherConfig, teacher: Teacher, process: int = 0) -> Fea
 
 def build_objective(config: PretrainConfig, teacher_channels: int) -> Lima:
     """The student with its projection, freshly initialised."""
-    student = choose_backend(MODELS[config.student](norm_momentum=NORM_MOMENTUM), config.backend, config.deterministic)
-    return Lima(student, teacher_channels, config.method, config.voxels, config.augment)
+    inputs = inputs_of(config.student, config.voxels, config.bounds)
+    student = build_backbone(config.student, inputs, norm_momentum=NORM_MOMENTUM)
+    student = choose_backend(student, config.backend, config.deterministic)
+    return Lima(student, teacher_channels, config.method, inputs, config.augment)
 
 
 @torch.no_grad()
@@ -225,18 +229,18 @@ def student_picture(objective: Lima, scene: Scene, base_from_lidar: np.ndarray) 
     objective.eval()
     target = objective.target(scene)
     points = torch.from_numpy(scene.current.points).to(target.features.device)
-    voxels = voxelize(points, objective.voxels)
-    x = SparseTensor(network_input(points[voxels.first_point]), voxels.coords)
-    student = objective.head(objective.student(x).features)[voxels.voxel_of_point[target.rows]]
-    place = to_base(scene.current.points[target.rows.cpu().numpy()], base_from_lidar)
-    return feature_picture(place, target.features, student)
+    found = encode(points, objective.voxels)
+    voxel = found.voxel_of_point[target.rows]
+    student = objective.head(objective.student(found.voxels).features)[voxel[voxel >= 0]]
+    place = to_base(scene.current.points[target.rows[voxel >= 0].cpu().numpy()], base_from_lidar)
+    return feature_picture(place, target.features[voxel >= 0], student)
 
 
 def _folder(config: PretrainConfig, fabric: Fabric, command: Sequence[str]) -> Path:
     """Checks what the types cannot, then describes the run in its folder."""
     folder, processes = Path(config.out), fabric.world_size
-    if config.student not in MODELS:
-        raise ConfigError(f"student {config.student!r} is unknown; there are {', '.join(MODELS)}")
+    if config.student not in BACKBONES:
+        raise ConfigError(f"student {config.student!r} is unknown; there are {', '.join(BACKBONES)}")
     if config.data.kind == "nuscenes" and not config.data.root:
         raise ConfigError("data.kind=nuscenes needs data.root, the folder with <version>/ and samples/")
     if config.batch_size % processes or (processes > 1 and config.method.mixing and config.batch_size // processes % 2):

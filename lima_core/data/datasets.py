@@ -6,6 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, get_args
 
+import numpy as np
+
 from lima_core.data.classes import Taxonomy
 from lima_core.data.frame import DatasetError, FrameSource
 from lima_core.data.scans import Split
@@ -69,11 +71,23 @@ class _NuScenesSplit(Chosen):
                 f"`python -m lima_core.data.check nuscenes {root}` says what belongs where"
             )
         super().__init__(source, indices)
-        self.taxonomy = source.taxonomy
+        self.taxonomy, self.root, self.version = source.taxonomy, source.root, source.version
 
     def labelled_share(self, percent: int) -> list[int]:
         """Every n-th scene, all its keyframes."""
         return share_of_sequences(self.sequences, percent)
+
+    def sweeps(self, index: int, count: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        """The `count` LIDAR_TOP sweeps before a frame, newest first, as `NuScenes.sweeps` gives them."""
+        return self._source.sweeps(self._indices[index], count)
+
+    def classes(self, index: int) -> np.ndarray:
+        """(n,) uint8 detection classes of the boxes with a return in a frame; no sensor file is read."""
+        return self._source.classes(self._indices[index])
+
+    def world_from_lidar(self, index: int) -> np.ndarray:
+        """(4, 4) float64 pose of the LiDAR at a keyframe, without reading its files."""
+        return self._source.world_from_lidar(self._indices[index])
 
     def tokens(self, index: int) -> tuple[str, str]:
         """Tokens of the frame's sample and of its LIDAR_TOP sample_data."""

@@ -6,7 +6,6 @@ reading them back a few milliseconds, and what trains on streets trains on nuSce
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -17,10 +16,10 @@ from tempfile import TemporaryDirectory
 import cv2
 from tqdm import tqdm
 
-from lima_core.data import synthetic
 from lima_core.data.frame import Frame
 from lima_core.data.nuscenes import NuScenes
 from lima_core.data.nuscenes_writer import write_nuscenes
+from lima_core.data.synthetic import simulator_version
 from lima_core.data.synthetic.street import Street
 from lima_core.paths import config_dir
 
@@ -78,7 +77,7 @@ def draw_streets(
             f"no streets to draw: data.seeds {seeds}, data.sweeps {sweeps}, data.stride {stride}, data.image_size "
             f"{image_size}; seeds are [first, end), from 0; sweeps and stride at least 1, images from 16 x 16"
         )
-    kind = f"{sweeps}x{stride}-{image_size[0]}x{image_size[1]}-{_simulator_version()}"
+    kind = f"{sweeps}x{stride}-{image_size[0]}x{image_size[1]}-{simulator_version()}"
     roots = {seed: Path(folder) / f"street-{seed}-{kind}" for seed in seeds}
     missing = [seed for seed, root in roots.items() if not root.is_dir()]
     draw = partial(_draw, roots=roots, sweeps=sweeps, stride=stride, image_size=image_size)
@@ -116,10 +115,3 @@ class _Strided:
     def window(self, index: int, k: int) -> list[Frame]:
         """The last k of these frames before `index`, oldest first."""
         return [self[i] for i in range(max(0, index - k), index)]
-
-
-def _simulator_version() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(synthetic.__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]

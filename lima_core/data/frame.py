@@ -6,7 +6,8 @@ Frames, units and dtypes are fixed here once. A source is anything with `len(sou
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import cv2
@@ -86,7 +87,8 @@ class Boxes:
 
     `center` (B, 3) m, `size` (B, 3) m as length-width-height, `yaw` (B,) rad counter-clockwise about z with
     length along the heading, `velocity` (B, 2) m/s over ground (nan = unknown), `class_id` (B,) uint8, an index
-    into `Taxonomy.detection_names`.
+    into `Taxonomy.detection_names`. `points` (B,) int32 LiDAR and radar returns on it, None = not counted;
+    `attribute` (B,) uint8, an index into `attributes.ATTRIBUTES`, 255 = none, None = the source has none.
     """
 
     center: np.ndarray
@@ -94,9 +96,36 @@ class Boxes:
     yaw: np.ndarray
     velocity: np.ndarray
     class_id: np.ndarray
+    points: np.ndarray | None = None
+    attribute: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.center)
+
+    def take(self, rows: np.ndarray) -> Boxes:
+        """Some of the boxes, by index or mask."""
+        columns = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Boxes(**{name: None if column is None else column[rows] for name, column in columns.items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Boxes]) -> Boxes:
+        """Boxes of several parts, in their order; a column that one part lacks is lost. No part gives no box."""
+        if not parts:
+            empty = np.zeros((0, 10))
+            return cls(empty[:, :3], empty[:, 3:6], empty[:, 6], empty[:, 7:9], empty[:, 9].astype(np.uint8))
+        columns = {item.name: [getattr(part, item.name) for part in parts] for item in fields(cls)}
+        return cls(**{n: None if any(v is None for v in c) else np.concatenate(c) for n, c in columns.items()})
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Boxes that a network found, and the `score` (B,) float32 of each in [0, 1], best first."""
+
+    boxes: Boxes
+    score: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.score)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -20,6 +20,7 @@ from lima_core.data.frame import DatasetError, Frame, FrameSource
 from lima_core.data.splits import step_of
 
 STREET = "street"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class DataConfig:
 
     name: str = option(STREET, f"street (simulated), {', '.join(NAMES)}")
     root: str = option("", "folder of the data set; street needs none")
-    share: int = option(100, "percent of the training labels: 1, 5, 10, 25, 50 or 100, by the data set's own rule")
+    share: int = option(100, "percent of the training labels: 1, 5, 10, 20, 25, 50 or 100, by the data set's own rule")
     street: StreetConfig = field(default_factory=StreetConfig)
 
 
@@ -88,8 +89,13 @@ class LabelledFrames(Sequence[Sweep]):
 
 def as_sweep(frame: Frame) -> Sweep:
     """Points, labels and, where the frame tells, the number of beams; else 0."""
+    return Sweep(frame.points, frame.labels, beams_of(frame), frame.extra.get("ring"))
+
+
+def beams_of(frame: Frame) -> int:
+    """Beams of the LiDAR that returned something, 0 where the frame does not tell."""
     ring = frame.extra.get("ring")
-    return Sweep(frame.points, frame.labels, 0 if ring is None else len(np.unique(ring)), ring)
+    return 0 if ring is None else len(np.unique(ring))
 
 
 def taxonomy_of(config: DataConfig) -> Taxonomy:
@@ -135,12 +141,17 @@ def _open_streets(config: DataConfig, split: Literal["train", "val"], workers: i
 
 def simulate(seeds: range, street: StreetConfig, workers: int, what: str) -> list[Sweep]:
     """Labelled sweeps of the streets with these seeds, without cameras, in the order of the seeds."""
-    draw = partial(_street_sweeps, street=street)
+    drawn = for_each_street(partial(_street_sweeps, street=street), seeds, workers, what)
+    return [sweep for sweeps in drawn for sweep in sweeps]
+
+
+def for_each_street(draw: Callable[[int], T], seeds: Sequence[int], workers: int, what: str) -> list[T]:
+    """`draw(seed)` of each, in the order of the seeds, by `workers` processes; a bar named `what` shows them."""
     progress = partial(tqdm, total=len(seeds), desc=what, unit="street", dynamic_ncols=True)
     if workers == 1:
-        return [sweep for drawn in progress(map(draw, seeds)) for sweep in drawn]
+        return list(progress(map(draw, seeds)))
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        return [sweep for drawn in progress(pool.map(draw, seeds)) for sweep in drawn]
+        return list(progress(pool.map(draw, seeds)))
 
 
 def _street_sweeps(seed: int, street: StreetConfig) -> list[Sweep]:

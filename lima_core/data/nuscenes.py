@@ -83,6 +83,16 @@ class NuScenes:
             found.append((points, lidar_from_sweep, (stamp_ns - self._stamp_ns(row)) / 1e9))
         return found
 
+    def classes(self, index: int) -> np.ndarray:
+        """(n,) uint8 sorted detection classes of the boxes with a return in a keyframe; no file is read for them."""
+        rows = self._annotations(index)
+        class_id = self._class_of_category[self._index.box_category[rows]]
+        return np.unique(class_id[(class_id != NONE) & (self._index.box_points[rows] > 0)]).astype(np.uint8)
+
+    def world_from_lidar(self, index: int) -> np.ndarray:
+        """(4, 4) float64 pose of the LiDAR at a keyframe, without reading its files."""
+        return self._world_from_sensor(self._data(range(len(self))[index])[1])
+
     def tokens(self, index: int) -> tuple[str, str]:
         """Tokens of the sample and of its LIDAR_TOP sample_data, as results for the official evaluators name them."""
         return self._index.sample_token[index].decode(), self._index.lidar_token[index].decode()
@@ -190,13 +200,17 @@ class NuScenes:
         classes = [known.get(category.decode()) for category in self._index.categories.tolist()]
         return np.array([NONE if name is None else names.index(name) for name in classes], int)
 
+    def _annotations(self, index: int) -> slice:
+        return slice(*self._index.box_start[index : index + 2].tolist())
+
     def _boxes(self, index: int, world_from_lidar: np.ndarray) -> Boxes | None:
         """Annotations of the detection classes in the LiDAR frame (spec/datasets.md section 2.3)."""
         if not len(self._index.box):
             return None
-        rows = slice(*self._index.box_start[index : index + 2].tolist())
+        rows = self._annotations(index)
         class_id = self._class_of_category[self._index.box_category[rows]]
-        box, class_id = self._index.box[rows][class_id != NONE], class_id[class_id != NONE]
+        known, attribute = class_id != NONE, self._index.box_attribute
+        box = self._index.box[rows][known]
         lidar_from_world = se3.inverse(world_from_lidar)
         poses = [lidar_from_world @ se3.transform(b[6:10], b[:3]) for b in box]
         return Boxes(
@@ -204,7 +218,9 @@ class NuScenes:
             size=box[:, [4, 3, 5]],
             yaw=np.array([se3.yaw(p) for p in poses]),
             velocity=(box[:, 10:] @ lidar_from_world[:3, :3].T)[:, :2],
-            class_id=class_id.astype(np.uint8),
+            class_id=class_id[known].astype(np.uint8),
+            points=self._index.box_points[rows][known],
+            attribute=attribute[rows][known] if len(attribute) else None,
         )
 
 

@@ -20,16 +20,26 @@ import msgspec
 import numpy as np
 
 from lima_core.data import nuscenes_tables as tables
-from lima_core.data.nuscenes_tables import Columns, NuScenesError, follow, links, read_columns, read_table, strings
+from lima_core.data.nuscenes_annotations import read_annotations
+from lima_core.data.nuscenes_tables import (
+    LOST,
+    NONE,
+    Columns,
+    NuScenesError,
+    follow,
+    links,
+    read_columns,
+    read_optional,
+    read_table,
+    strings,
+)
 from lima_core.files import write_whole
 
 LIDAR = "LIDAR_TOP"
-MAX_VELOCITY_GAP_S = 1.5
-FORMAT = 1  # of the cache
+FORMAT = 2  # of the cache
 CACHE_FROM_BYTES = 64 << 20  # smaller tables are parsed as fast as a cache is read
 REQUIRED = ("scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "sensor")
-OPTIONAL = ("sample_annotation", "instance", "category", "lidarseg")
-NONE, LOST = -1, -2  # no row, and a row that the tables name and lack
+OPTIONAL = ("sample_annotation", "instance", "category", "attribute", "lidarseg")
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,8 @@ class Index:
     `stamp_us`, `filename`, `size` (width, height), `mount`, `pose` (7: w-x-y-z, m) world_from_ego, `prev` (D,).
     `mount_pose` (M, 7) ego_from_sensor, `intrinsic` (M, 3, 3).
     `box_start` (K + 1,) first annotation of each keyframe; `box` (A, 13): translation m, size w-l-h m, rotation,
-    velocity m/s, in the world, velocity nan where unknown; `box_category` (A,).
+    velocity m/s, in the world, velocity nan where unknown; `box_category` (A,); `box_points` (A,) int32 LiDAR and radar
+    returns; `box_attribute` (A,) uint8 index into ATTRIBUTES, 255 for none of them, (0,) without the table.
     """
 
     scene_names: np.ndarray
@@ -64,6 +75,8 @@ class Index:
     box_start: np.ndarray
     box: np.ndarray
     box_category: np.ndarray
+    box_points: np.ndarray
+    box_attribute: np.ndarray
 
 
 def open_index(folder: Path) -> Index:
@@ -83,8 +96,12 @@ def open_index(folder: Path) -> Index:
 
 def cache_path(folder: Path) -> Path:
     """Where the index of `folder` is kept: in the user's cache, never beside the data."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "lima" / f"nuscenes-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.npz"
+    return cache_home() / f"nuscenes-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.npz"
+
+
+def cache_home() -> Path:
+    """`$XDG_CACHE_HOME/lima`, or ~/.cache/lima: for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lima"
 
 
 def build_index(folder: Path) -> Index:
@@ -104,13 +121,12 @@ def build_index(folder: Path) -> Index:
         mount_pose=mounts["pose"],
         intrinsic=mounts["intrinsic"],
         **files,
-        **_annotations(folder, samples, keyframe),
+        **read_annotations(folder, samples, keyframe),
     )
 
 
 def _table(folder: Path, name: str, row: type) -> list:
-    path = folder / f"{name}.json"
-    return [] if name in OPTIONAL and not path.is_file() else read_table(path, row)
+    return (read_optional if name in OPTIONAL else read_table)(folder / f"{name}.json", row)
 
 
 def _walk(folder: Path, samples: dict[str, tables.Sample]) -> dict[str, list]:
@@ -249,64 +265,6 @@ def _reduce_poses(rows: list[tables.EgoPose], wanted: frozenset[str]) -> Columns
     )
     numbers = np.array([rotation + translation for rotation, translation in pose], np.float64)
     return {"token": strings([row.token for row in kept]), "pose": numbers.reshape(-1, 7)}
-
-
-def _annotations(folder: Path, samples: dict[str, tables.Sample], keyframe: dict[str, int]) -> Columns:
-    """Columns of the boxes, in table order within each keyframe."""
-    categories = _table(folder, "category", tables.Category)
-    number = {row.token: i for i, row in enumerate(categories)}
-    instances = _table(folder, "instance", tables.Instance)
-    category = {row.token: number[row.category_token] for row in instances if row.category_token in number}
-    path, given = folder / "sample_annotation.json", ({token: i for i, token in enumerate(samples)}, category, folder)
-    rows = read_columns(path, tables.Annotation, _reduce_annotations, given) if path.is_file() else None
-    rows = _reduce_annotations([], given) if rows is None else rows
-    stamp_us = np.array([row.timestamp for row in samples.values()], np.int64)[rows["sample"]]
-    owner = np.array([keyframe.get(token, NONE) for token in samples], np.int64)[rows["sample"]]
-    order = np.argsort(owner, kind="stable")
-    order = order[np.searchsorted(owner[order], 0) :]  # those of samples in no scene come first
-    return {
-        "categories": strings([row.name for row in categories]),
-        "box": np.hstack([rows["box"], _velocities(rows, stamp_us)])[order],
-        "box_category": rows["category"][order],
-        "box_start": np.searchsorted(owner[order], np.arange(len(keyframe) + 1)),
-    }
-
-
-def _reduce_annotations(rows: list[tables.Annotation], given: tuple) -> Columns:
-    sample, category, folder = given
-    tokens = [row.token for row in rows]
-    prev, prev_far = links(tokens, [row.prev for row in rows])
-    following, following_far = links(tokens, [row.next for row in rows])
-    try:
-        samples, categories = [sample[row.sample_token] for row in rows], [category[row.instance_token] for row in rows]
-    except KeyError as error:
-        raise NuScenesError(
-            f"{folder}/sample_annotation.json names a sample or an instance, {error}, that the other tables lack or "
-            "give no category; unpack the metadata again"
-        ) from error
-    numbers = np.array([row.translation + row.size + row.rotation for row in rows], np.float64)
-    return {
-        "token": strings(tokens),
-        "prev": prev,
-        "prev_far": prev_far,
-        "next": following,
-        "next_far": following_far,
-        "sample": np.array(samples, np.int64),
-        "category": np.array(categories, np.uint16),
-        "box": numbers.reshape(-1, 10),
-    }
-
-
-def _velocities(rows: Columns, stamp_us: np.ndarray) -> np.ndarray:
-    """(A, 3) m/s in the world: centred difference, one-sided at the ends, nan where unknown (`box_velocity`)."""
-    own = np.arange(len(rows["token"]))
-    before, after = (follow(rows["token"], rows[name], rows[f"{name}_far"], LOST) for name in ("prev", "next"))
-    before, after = np.where(before == LOST, own, before), np.where(after == LOST, own, after)
-    seconds = (stamp_us[after] - stamp_us[before]) / 1e6
-    limit = MAX_VELOCITY_GAP_S * np.where((before != own) & (after != own), 2, 1)
-    known = (seconds > 0) & (seconds <= limit)
-    moved = rows["box"][after, :3] - rows["box"][before, :3]
-    return np.where(known[:, None], moved / np.where(known, seconds, 1)[:, None], np.nan)
 
 
 def _identity(folder: Path) -> tuple[str, int]:

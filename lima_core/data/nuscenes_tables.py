@@ -28,6 +28,7 @@ MAX_PROCESSES = 8
 BETWEEN_ROWS = re.compile(rb"\}\s*(,)\s*\{")
 SEARCH_BYTES = 1 << 20  # a row is never as long
 FAR = np.iinfo(np.int32).min
+NONE, LOST = -1, -2  # no row, and a row that the tables name and lack
 
 Columns = dict[str, np.ndarray]
 Reduce = Callable[[list[Any], Any], Columns]
@@ -115,6 +116,13 @@ class Instance(msgspec.Struct, gc=False):
     category_token: str
 
 
+class Attribute(msgspec.Struct, gc=False):
+    """What an object does, such as vehicle.parked."""
+
+    token: str
+    name: str
+
+
 class Annotation(msgspec.Struct, gc=False):
     """One box in one keyframe, in the world; size is width, length, height."""
 
@@ -124,6 +132,9 @@ class Annotation(msgspec.Struct, gc=False):
     translation: tuple[float, float, float]
     size: tuple[float, float, float]
     rotation: tuple[float, float, float, float]
+    attribute_tokens: list[str]
+    num_lidar_pts: int
+    num_radar_pts: int
     prev: str
     next: str
 
@@ -137,6 +148,11 @@ def read_table(path: Path, row: type[Row]) -> list[Row]:
         raise NuScenesError(f"{path} is missing; unpack the metadata of {version} into {root}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NuScenesError(f"{path} is not a nuScenes table: {error}; unpack the metadata again") from error
+
+
+def read_optional(path: Path, row: type[Row]) -> list[Row]:
+    """All rows of a table, none where it is missing. Raises NuScenesError where it is broken."""
+    return read_table(path, row) if path.is_file() else []
 
 
 def read_columns(path: Path, row: type[Row], reduce: Reduce, given: Any) -> Columns:

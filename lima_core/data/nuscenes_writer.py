@@ -15,11 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from lima_core.data.attributes import ATTRIBUTES, NO_ATTRIBUTE
 from lima_core.data.classes import Taxonomy, load_taxonomy
 from lima_core.data.frame import Boxes, CameraView, Frame, FrameSource
 from lima_core.data.rig import Rig
 from lima_core.files import write_whole
 from lima_core.geometry import se3
+from lima_core.geometry.boxes import box_table, points_in_boxes
 
 LIDAR = "LIDAR_TOP"
 LINK_M = 1.0  # a box within this of where a track should be continues it
@@ -128,6 +130,8 @@ class _Writer:
         logs = [row["token"] for row in self.tables["log"].values()]
         self.put("map", "blank", log_tokens=logs, category="semantic_prior", filename="maps/blank.png")
         write_whole(self.root / "maps/blank.png", cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes())
+        if not self.tables["lidarseg"]:
+            del self.tables["lidarseg"]  # with the table, the devkit asks for its folder
         for name, rows in self.tables.items():
             write_whole(self.root / self.version / f"{name}.json", json.dumps(list(rows.values()), indent=0))
         return self.root
@@ -205,7 +209,10 @@ class _Writer:
 
     def _annotate(self, frame: Frame, boxes: Boxes, sample: Row) -> None:
         """Annotations in the world frame, each continuing the track that leads to it."""
-        counts = _points_in_boxes(frame.points, boxes)
+        counts = boxes.points
+        if counts is None:
+            counts = [len(rows) for rows in points_in_boxes(frame.points, box_table(boxes))]
+        attributes = self._attributes(boxes)
         tracks = []
         for i, (track, row) in enumerate(zip(self._link(frame, boxes), self._annotations(frame, boxes), strict=True)):
             name = self.taxonomy.detection_names[boxes.class_id[i]]
@@ -219,8 +226,8 @@ class _Writer:
                 instance = self.tables["instance"][track["instance_token"]]
             annotation = self.put(
                 "sample_annotation", identity, sample_token=sample["token"], instance_token=instance["token"],
-                visibility_token="4", attribute_tokens=[], **row, prev="" if track is None else track["token"], next="",
-                num_lidar_pts=int(counts[i]), num_radar_pts=0,
+                visibility_token="4", attribute_tokens=attributes[i], **row,
+                prev="" if track is None else track["token"], next="", num_lidar_pts=int(counts[i]), num_radar_pts=0,
             )  # fmt: skip
             if track is not None:
                 track["next"] = annotation["token"]
@@ -230,6 +237,13 @@ class _Writer:
             velocity = frame.world_from_lidar[:3, :2] @ np.nan_to_num(boxes.velocity[i])
             tracks.append((annotation, velocity, frame.stamp_ns))
         self.tracks = tracks
+
+    def _attributes(self, boxes: Boxes) -> list[list[str]]:
+        """Per box the tokens of its attributes, one or none; the table has rows only where a source tells them."""
+        if boxes.attribute is None:
+            return [[]] * len(boxes)
+        tokens = [[self.put("attribute", name, name=name, description="")["token"]] for name in ATTRIBUTES]
+        return [[] if number == NO_ATTRIBUTE else tokens[number] for number in boxes.attribute]
 
     def _annotations(self, frame: Frame, boxes: Boxes) -> Iterator[Row]:
         """Per box: translation, rotation and w-l-h size in the world frame."""
@@ -257,16 +271,6 @@ class _Writer:
                 free = [track for track in free if track is not best]
             linked.append(None if best is None else best[0])
         return linked
-
-
-def _points_in_boxes(points: np.ndarray, boxes: Boxes) -> np.ndarray:
-    """(B,) number of points inside each box."""
-    counts = np.zeros(len(boxes), int)
-    for i, (center, size, yaw) in enumerate(zip(boxes.center, boxes.size, boxes.yaw, strict=True)):
-        turn = np.array([np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
-        local = se3.apply(se3.inverse(se3.transform(turn, center)), points)
-        counts[i] = int((np.abs(local) <= size / 2).all(axis=1).sum())
-    return counts
 
 
 def _pose(matrix: np.ndarray) -> Row:

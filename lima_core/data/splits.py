@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from lima_core.data.frame import Frame, FrameSource
 
-STEP = {1: 100, 5: 20, 10: 10, 25: 4, 50: 2, 100: 1}
+STEP = {1: 100, 5: 20, 10: 10, 20: 5, 25: 4, 50: 2, 100: 1}
 
 
 def share_of_frames(count: int, percent: int) -> list[int]:
-    """Indices of every 100th, 20th, 10th, 4th or 2nd of `count` frames in order: SLidR's rule outside nuScenes."""
+    """Indices of every 100th, 20th, 10th, 5th, 4th or 2nd of `count` frames in order.
+
+    SLidR's rule outside nuScenes, and det3d's for detection (spec/datasets.md 3.7). Raises ValueError.
+    """
     return list(range(0, count, step_of(percent)))
 
 

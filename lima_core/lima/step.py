@@ -29,9 +29,8 @@ from lima_core.lima.loss import Distance, distance
 from lima_core.lima.memory import Memory, MemoryBank
 from lima_core.lima.propagation import VOXEL_M, propagate
 from lima_core.lima.view import View
-from lima_core.models.voxelize import VoxelConfig, network_input, voxelize
-from lima_core.sparse.tensor import SparseTensor
-from lima_core.training.loss import Loss
+from lima_core.models.inputs import InputConfig, batch_column, encode
+from lima_core.models.loss import Loss
 
 CrossView = Literal["mean", "max", "apart"]
 
@@ -90,7 +89,7 @@ class Lima(nn.Module):
         student: nn.Module,
         teacher_channels: int,
         config: LimaConfig,
-        voxels: VoxelConfig,
+        voxels: InputConfig,
         augmentation: AugmentConfig,
     ) -> None:
         super().__init__()
@@ -182,14 +181,13 @@ class Lima(nn.Module):
         """
         points = torch.from_numpy(np.concatenate(sweeps)).to(self._device)
         sizes = [len(sweep) for sweep in sweeps]
-        batch = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32), torch.tensor(sizes))
-        voxels = voxelize(points, self.voxels, batch.to(self._device))
-        x = SparseTensor(network_input(points[voxels.first_point]), voxels.coords)
-        features = self.head(self.student(x).features)
-        losses = [
-            distance(features[voxel_of_point[target.rows]], target.features, self.config.distance, rng)
-            for voxel_of_point, target, rng in zip(voxels.voxel_of_point.split(sizes), targets, rngs, strict=True)
-        ]
+        found = encode(points, self.voxels, batch_column(sizes).to(self._device))
+        features = self.head(self.student(found.voxels).features)
+        losses = []
+        for voxel_of_point, target, rng in zip(found.voxel_of_point.split(sizes), targets, rngs, strict=True):
+            rows = voxel_of_point[target.rows]
+            inside = rows >= 0
+            losses.append(distance(features[rows[inside]], target.features[inside], self.config.distance, rng))
         return torch.stack(losses).mean()
 
     @property

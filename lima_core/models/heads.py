@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lima_core.models.minkunet import MODELS, MinkUNet
+from lima_core.models.backbones import build_backbone
+from lima_core.models.inputs import InputConfig
+from lima_core.models.voxelize import VoxelConfig
 from lima_core.sparse.tensor import SparseTensor
 
 
 class Segmenter(nn.Module):
     """logits <- Linear(backbone(x)): C logits for C classes, none for 'ignore' (spec/datasets.md, trap 4)."""
 
-    def __init__(self, backbone: MinkUNet, num_classes: int) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Linear(backbone.out_channels, num_classes)
@@ -21,8 +23,6 @@ class Segmenter(nn.Module):
         return self.head(self.backbone(x).features)
 
 
-def build_segmenter(model: str, num_classes: int) -> Segmenter:
-    """An untrained Segmenter. Raises ValueError naming the models there are."""
-    if model not in MODELS:
-        raise ValueError(f"no model {model!r}; there are {', '.join(MODELS)}")
-    return Segmenter(MODELS[model](), num_classes)
+def build_segmenter(model: str, num_classes: int, inputs: InputConfig = VoxelConfig()) -> Segmenter:
+    """An untrained Segmenter of voxels of `inputs`. Raises ValueError naming the models there are."""
+    return Segmenter(build_backbone(model, inputs), num_classes)

@@ -46,11 +46,13 @@ class RangeVoxels:
 
     `coords` (M, 4) int32 [batch, x, y, z]; `features` (M, C) means of the points' columns; `voxel_of_point` (N,) int64,
     -1 for points out of range; points beyond the first `points_per_voxel` have their voxel, but no part in its mean.
+    `first_point` (M,) int64 the first point in input order of each voxel.
     """
 
     coords: Tensor
     features: Tensor
     voxel_of_point: Tensor
+    first_point: Tensor
 
 
 def voxelize_range(points: Tensor, config: RangeConfig, batch: Tensor | None = None) -> RangeVoxels:
@@ -67,7 +69,8 @@ def voxelize_range(points: Tensor, config: RangeConfig, batch: Tensor | None = N
     voxel = torch.repeat_interleave(torch.arange(len(keys), device=keys.device), counts)
     voxel_of_point = order.new_full((len(points),), -1)
     voxel_of_point[order] = voxel
-    return RangeVoxels(unpack(keys), _means(points, order, counts, config.points_per_voxel), voxel_of_point)
+    means = _means(points, order, counts, config.points_per_voxel)
+    return RangeVoxels(unpack(keys), means, voxel_of_point, order[counts.cumsum(0) - counts])
 
 
 def _inside(points: Tensor, config: RangeConfig) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from lima_core.models.minkunet import BasicBlock, ConvNorm
@@ -24,14 +25,14 @@ class VoxelNet(nn.Module):
     """Five stages, conv1 to conv4 and conv_out; voxels grow eightfold in x and y and sixteenfold in z.
 
     The input's maps know the border, SparseTensor(features, coords, maps=Maps(coords, volume)), because a strided
-    convolution of the detectors has no outputs beyond it. `stage_channels` widths of the stages, `out_channels` of
-    the map: 256 for the default volume.
+    convolution of the detectors has no outputs beyond it. `stem` width of the first stage, 16 in the papers;
+    `stage_channels` widths of the stages, `out_channels` of the map: 256 for the default volume; `bev_size` (X, Y).
     """
 
-    def __init__(self, in_channels: int = 5, *, residual: bool = True, volume: Triple = VOLUME) -> None:
+    def __init__(self, in_channels: int = 5, *, residual: bool = True, volume: Triple = VOLUME, stem: int = 16) -> None:
         super().__init__()
         self.volume = volume
-        self.stage_channels = (16, 32, 64, 128 if residual else 64, 128)
+        self.stage_channels = (stem, 2 * stem, 4 * stem, (8 if residual else 4) * stem, 8 * stem)
         stem, second, third, top, out = self.stage_channels
         self.encoder = nn.ModuleDict(
             {
@@ -42,7 +43,8 @@ class VoxelNet(nn.Module):
                 "conv_out": _stage(SparseConv3d(top, out, (1, 1, 3), (1, 1, 2), 0), 0, residual),
             }
         )
-        self.out_channels = out * self._height()
+        *self.bev_size, height = self._bev_shape()
+        self.out_channels = out * height
         for module in self.modules():
             if isinstance(module, nn.BatchNorm1d):
                 module.eps = EPS
@@ -67,13 +69,57 @@ class VoxelNet(nn.Module):
             outputs.append(x)
         return outputs
 
-    def _height(self) -> int:
-        """Voxels in z of the last stage."""
+    def _bev_shape(self) -> Triple:
+        """Voxels of the last stage. Raises ValueError where a volume is too small to have any."""
         shape = self.volume
         for conv in self.modules():
             if isinstance(conv, SparseConv3d):
                 shape = output_shape(shape, conv.kernel, conv.stride, conv.padding)
-        return shape[2]
+        if min(shape) < 1:
+            raise ValueError(
+                f"a volume of {self.volume} voxels leaves {shape} after the last stage; it needs at least 25 in z: "
+                "enlarge the range or take smaller voxels"
+            )
+        return shape
+
+
+class Hypercolumn(nn.Module):
+    """A feature vector for every input voxel: those of its ancestors in the five stages of `network`, side by side.
+
+    So the detectors' encoder learns from point features alone, every stage of it, without a decoder that the detector
+    would throw away (spec/datasets.md 3.7 (a)). `out_channels` is the sum of the stages' widths: 368 for the residual
+    one.
+    """
+
+    def __init__(self, network: VoxelNet) -> None:
+        super().__init__()
+        self.network = network
+        self.out_channels = sum(network.stage_channels)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """(M, in_channels) -> (M, out_channels) on the same voxels."""
+        return self.gather(x, self.network.stages(x))
+
+    def gather(self, x: SparseTensor, stages: list[SparseTensor]) -> SparseTensor:
+        """The columns of `x` from the outputs of the stages."""
+        coords, columns = x.coords, []
+        for stage, level in zip(self.network.encoder.values(), stages, strict=True):
+            coords = _ancestors(coords, stage[0].conv, level.maps.shape)
+            columns.append(level.features[level.maps.rows_of(coords)])
+        return x.with_features(torch.cat(columns, 1))
+
+
+def _ancestors(coords: Tensor, conv: SubMConv3d | SparseConv3d, shape: Triple) -> Tensor:
+    """(M, 4) voxels -> for each, an output of the convolution that it has a part in; `shape` of the outputs.
+
+    in = stride * out + offset - padding: the outputs of the offsets below the stride tile the volume, and the last
+    one takes what the border leaves over.
+    """
+    if isinstance(conv, SubMConv3d):
+        return coords
+    place = coords[:, 1:] + coords.new_tensor(conv.padding)
+    parents = place.div(coords.new_tensor(conv.stride), rounding_mode="floor")
+    return torch.cat([coords[:, :1], torch.minimum(parents, coords.new_tensor(shape) - 1)], 1)
 
 
 def bev_map(x: SparseTensor, batch_size: int) -> Tensor:
@@ -104,4 +150,5 @@ def _stage(conv: SubMConv3d | SparseConv3d, repeats: int, residual: bool) -> nn.
 ENCODERS = {
     "voxelnet": partial(VoxelNet, residual=True),
     "voxelnet_plain": partial(VoxelNet, residual=False),
+    "voxelnet_tiny": partial(VoxelNet, residual=False, stem=8),  # for a CPU
 }

@@ -98,6 +98,15 @@ class Maps:
             self._strided[key] = self._build_strided(*key)
         return self._strided[key]
 
+    def rows_of(self, coords: Tensor) -> Tensor:
+        """(K, 4) int32 voxels of this level -> (K,) int64 rows. Raises CoordinateError where one is not occupied."""
+        keys, rows = self._keys()
+        wanted = pack(coords)
+        found = _search(keys, wanted).clamp(max=max(len(keys) - 1, 0))
+        if len(wanted) and (not len(keys) or (keys[found] != wanted).any()):
+            raise CoordinateError(f"some of {len(wanted)} voxels are not among the {len(keys)} of this level")
+        return found if rows is None else rows[found]
+
     def _keys(self) -> tuple[Tensor, Tensor | None]:
         """Sorted keys and the row of each; no rows where the voxels are in this order already."""
         if self._sorted is None:

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from lima_core.checkpoint import CheckpointError, load_weights, part, read_tensors, write_tensors
 from lima_core.files import write_whole
-from lima_core.training.loss import Loss
-from lima_core.training.optim import OptimConfig, build_optimizer, learning_rate
+from lima_core.models.loss import Loss
+from lima_core.training.optim import OptimConfig, build_optimizer, first_beta, learning_rate
 
 STATE, LOG, BOARD = "state.safetensors", "metrics.jsonl", "tensorboard"
 
@@ -100,7 +100,8 @@ def fit(
     with _caught_signals() as caught, bar, records:
         for step in range(first, steps):
             rate = learning_rate(step, steps, steps_per_epoch, optim)
-            record = _step(fabric, model, optimizer, loss_at, step, rate, optim)
+            beta = first_beta(step, steps, optim)
+            record = _step(fabric, model, optimizer, loss_at, step, rate, beta, optim)
             epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
             if epoch_ends:
                 record["epoch"] = -(-(step + 1) // steps_per_epoch)
@@ -124,11 +125,14 @@ def _step(
     loss_at: Callable[[int], Loss],
     step: int,
     rate: float,
+    beta: float | None,
     optim: OptimConfig,
 ) -> dict[str, Any]:
     """One update; returns its line of the log."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
+        if beta is not None:
+            group["betas"] = (beta, group["betas"][1])
     model.train()
     with fabric.autocast():
         loss = loss_at(step)
@@ -176,7 +180,7 @@ def _agreed(fabric: Fabric, caught: list[int]) -> int:
 
 
 def _shown(record: dict[str, Any]) -> dict[str, str]:
-    return {"val_miou": f"{record['val_miou']:.3f}"} if "val_miou" in record else {}
+    return {name: f"{value:.3f}" for name, value in record.items() if name.startswith("val_")}
 
 
 class _Records:

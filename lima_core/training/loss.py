@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lima_core.data.frame import IGNORE
+from lima_core.models.loss import Loss
 
 LOVASZ_WEIGHT = 2.0  # SuperFlow's recipe, spec/datasets.md 4.1
-
-
-@dataclass(frozen=True)
-class Loss:
-    """`total` is what backward starts from; `parts` are its named terms, for the log."""
-
-    total: Tensor
-    parts: dict[str, Tensor]
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Loss:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lima_core.data.augment import AugmentConfig, augment
+from lima_core.data.frame import IGNORE
 from lima_core.data.labelled import Sweep
 from lima_core.data.mixing import mix
 from lima_core.metrics.segmentation import ConfusionMatrix
-from lima_core.models.voxelize import VoxelConfig
+from lima_core.models.inputs import InputConfig
 from lima_core.training.collate import Batch, collate
 
 Mixing = Literal["none", "lasermix", "polarmix", "frustummix"]
@@ -33,7 +34,7 @@ class TrainingSweeps(Dataset):
         self,
         sweeps: Sequence[Sweep],
         batch_size: int,
-        voxels: VoxelConfig,
+        voxels: InputConfig,
         augmentation: AugmentConfig,
         seed: int,
         epochs: int = 1,
@@ -77,7 +78,7 @@ class TrainingSweeps(Dataset):
 def evaluate(
     network: nn.Module,
     sweeps: Sequence[Sweep],
-    voxels: VoxelConfig,
+    voxels: InputConfig,
     num_classes: int,
     look: Callable[[Sweep, Tensor, Tensor], None] | None = None,
 ) -> ConfusionMatrix:
@@ -91,7 +92,13 @@ def evaluate(
     for sweep in sweeps:
         batch = collate([(sweep.points, sweep.labels)], voxels)
         logits = network(batch.voxels.to(device)).cpu()
-        confusion.update(sweep.labels, logits.argmax(1)[batch.voxel_of_point].numpy())
+        confusion.update(sweep.labels, point_classes(logits, batch.voxel_of_point))
         if look is not None:
             look(sweep, logits, batch.voxel_of_point)
     return confusion
+
+
+def point_classes(logits: Tensor, voxel_of_point: Tensor) -> np.ndarray:
+    """(M, C) logits of voxels, (N,) voxel of each point -> (N,) classes; 255 for a point without a voxel, -1."""
+    classes = torch.cat([logits.argmax(1), torch.tensor([IGNORE])])
+    return classes[voxel_of_point].numpy()  # -1 takes the last

@@ -12,29 +12,35 @@ from torch import Tensor, distributed, nn
 
 
 class SyncBatchNorm(nn.BatchNorm1d):
-    """BatchNorm1d whose statistics in training are those of all processes; the plain one without a process group."""
+    """Batch normalisation with the statistics of all processes in training; the plain one without a process group."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, C) -> (M, C); every process must call it, with M >= 0."""
+        """(M, C) rows with M >= 0, or maps (B, C, Y, X) -> the same shape; every process must call it."""
         if not (self.training and distributed.is_available() and distributed.is_initialized()):
             return super().forward(x)
-        count = _Sum.apply(x.new_tensor([float(len(x))]))
-        mean = _Sum.apply(x.sum(0)) / count
-        centred = x - mean
-        variance = _Sum.apply(centred.square().sum(0)) / count
+        others = [axis for axis in range(x.ndim) if axis != 1]
+        per_channel = (1, -1, *[1] * (x.ndim - 2))
+        count = _Sum.apply(x.new_tensor([float(x.numel() // x.shape[1])]))
+        mean = _Sum.apply(x.sum(others)) / count
+        centred = x - mean.view(per_channel)
+        variance = _Sum.apply(centred.square().sum(others)) / count
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(unbiased, self.momentum)
             self.num_batches_tracked += 1
-        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return centred * scale.view(per_channel) + self.bias.view(per_channel)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Maps too, which BatchNorm1d refuses."""
 
 
 def synchronise(model: nn.Module) -> None:
-    """Replaces every BatchNorm1d, in place, by a SyncBatchNorm of the same state."""
+    """Replaces every BatchNorm1d and BatchNorm2d, in place, by a SyncBatchNorm of the same state."""
     for parent in list(model.modules()):
         for name, norm in parent.named_children():
-            if type(norm) is nn.BatchNorm1d:
+            if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
                 shared = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
                 shared.load_state_dict(norm.state_dict())
                 setattr(parent, name, shared)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from lima_core.viz import errors, similarity
+from lima_core.viz import boxes, errors, similarity
 
-FIGURES = {"similarity": similarity.main, "errors": errors.main}
+FIGURES = {"similarity": similarity.main, "errors": errors.main, "boxes": boxes.main}
 
 
 def main(argv: list[str]) -> None:

@@ -21,18 +21,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lima_core.checkpoint import CheckpointError, load_weights, part, read_tensors
-from lima_core.config import config_from_dict, option, read_config
+from lima_core.checkpoint import CheckpointError, load_weights, part, read_tensors, stored_inputs
+from lima_core.config import option, read_config
 from lima_core.data.frame import CameraView, Frame
 from lima_core.data.sources import open_source
 from lima_core.files import write_whole
 from lima_core.lima.propagation import propagate
 from lima_core.lima.step import remember
 from lima_core.lima.view import View, frame_view, pictures
-from lima_core.models.minkunet import MODELS
+from lima_core.models.backbones import BACKBONES, build_backbone
+from lima_core.models.inputs import encode
 from lima_core.models.teacher import Teacher, TeacherConfig
-from lima_core.models.voxelize import VoxelConfig, network_input, voxelize
-from lima_core.sparse.tensor import SparseTensor
 from lima_core.viz.bev import BACKGROUND, caption
 from lima_core.viz.overlay import draw_points
 from lima_core.viz.report import mosaic
@@ -108,17 +107,17 @@ def student_features(checkpoint: str | Path, points: np.ndarray) -> tuple[Tensor
     aside. Raises CheckpointError.
     """
     weights, meta = read_tensors(checkpoint)
-    if meta.get("model") not in MODELS:
-        raise CheckpointError(f"{checkpoint}: model {meta.get('model')!r} is unknown; known: {', '.join(MODELS)}")
-    student = MODELS[meta["model"]]()
+    if meta.get("model") not in BACKBONES:
+        raise CheckpointError(f"{checkpoint}: model {meta.get('model')!r} is unknown; known: {', '.join(BACKBONES)}")
+    inputs = stored_inputs(meta)
+    student = build_backbone(meta["model"], inputs)
     load_weights(student, part(weights, "backbone."), str(checkpoint))
-    cloud = torch.from_numpy(points)
-    voxels = voxelize(cloud, config_from_dict(VoxelConfig, meta["config"]["voxels"]))
-    x = SparseTensor(network_input(cloud[voxels.first_point]), voxels.coords)
-    features = student.eval()(x).features
+    found = encode(torch.from_numpy(points), inputs)
+    features = student.eval()(found.voxels).features
     if "projection.weight" in weights:
         features = functional.linear(features, weights["projection.weight"].float(), weights["projection.bias"].float())
-    return features[voxels.voxel_of_point], torch.arange(len(points))
+    rows = (found.voxel_of_point >= 0).nonzero().squeeze(1)
+    return features[found.voxel_of_point[rows]], rows
 
 
 def row_of(query: int, features: Tensor, rows: Tensor, where: str) -> Tensor:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save, save_file
 from lima_core.checkpoint import (
     CheckpointError,
     load_checkpoint,
-    load_segmenter,
+    load_network,
     load_weights,
     save_checkpoint,
     write_tensors,
@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 def test_weights_and_metadata_come_back(path: Path) -> None:
     torch.manual_seed(0)
     original = build_segmenter("minkunet_tiny", 3)
-    network, voxels, meta = load_segmenter(path)
+    network, voxels, meta = load_network(path)
     assert meta == META
     assert voxels.size == (0.1, 1.0, 0.1)
     assert not network.training
@@ -48,18 +48,18 @@ def test_weights_and_metadata_come_back(path: Path) -> None:
 
 
 def test_equal_content_gives_equal_bytes(path: Path) -> None:
-    network, _, meta = load_segmenter(path)
+    network, _, meta = load_network(path)
     again = save_checkpoint(path.with_name("b.safetensors"), network, dict(reversed(meta.items())))
     assert again.read_bytes() == path.read_bytes()
 
 
 def test_half_stores_matrices_as_float16_and_loads_as_float32(path: Path) -> None:
-    network, _, meta = load_segmenter(path)
+    network, _, meta = load_network(path)
     half = save_checkpoint(path.with_name("half.safetensors"), network, meta, half=True)
     kinds = {name: value.dtype for name, value in load_file(half).items()}
     assert kinds["head.weight"] == torch.float16
     assert kinds["backbone.stem.0.norm.running_var"] == torch.float32
-    loaded, _, _ = load_segmenter(half)
+    loaded, _, _ = load_network(half)
     torch.testing.assert_close(loaded.state_dict(), network.state_dict(), rtol=1e-3, atol=1e-5)
     assert loaded.head.weight.dtype == torch.float32
 
@@ -109,13 +109,13 @@ def test_broken_header(tmp_path: Path) -> None:
 def test_checkpoint_of_something_else_names_the_difference(path: Path, change: dict, message: str) -> None:
     write_tensors(path, load_file(path), {**META, **change})
     with pytest.raises(CheckpointError, match=message):
-        load_segmenter(path)
+        load_network(path)
 
 
 def test_missing_metadata_is_named(path: Path) -> None:
     write_tensors(path, load_file(path), {key: value for key, value in META.items() if key != "inputs"})
     with pytest.raises(CheckpointError, match="lacks inputs"):
-        load_segmenter(path)
+        load_network(path)
 
 
 def test_missing_and_unexpected_weights_are_named(path: Path) -> None:

@@ -122,10 +122,10 @@ def test_without_shared_statistics_the_gradients_differ() -> None:
     assert max(float((together[n] - apart[n]).abs().max()) for n in together if "grad" in n) > 1e-3
 
 
-def normalise(process: int, port: int, folder: Path) -> None:
+def normalise(process: int, port: int, folder: Path, shape: tuple[int, ...]) -> None:
     enter(process, port)
     open_fabric()
-    x, weight = normal_input()
+    x, weight = normal_input(shape)
     mine = x[:7] if process == 0 else x[7:]
     mine.requires_grad_()
     norm = SyncBatchNorm(3, momentum=0.3)
@@ -136,18 +136,19 @@ def normalise(process: int, port: int, folder: Path) -> None:
     leave_processes()
 
 
-def normal_input() -> tuple[Tensor, Tensor]:
+def normal_input(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(30, 3, generator=generator) * 3 + 100, torch.randn(30, 3, generator=generator)
+    return torch.randn(shape, generator=generator) * 3 + 100, torch.randn(shape, generator=generator)
 
 
-def test_normalisation_over_two_processes_is_torch_s_over_all_rows(tmp_path: Path) -> None:
-    x, weight = normal_input()
+@pytest.mark.parametrize(("kind", "shape"), [(nn.BatchNorm1d, (30, 3)), (nn.BatchNorm2d, (12, 3, 4, 5))])
+def test_normalisation_over_two_processes_is_torch_s_over_all_rows(kind: type, shape: tuple, tmp_path: Path) -> None:
+    x, weight = normal_input(shape)
     x.requires_grad_()
-    norm = nn.BatchNorm1d(3, momentum=0.3)
+    norm = kind(3, momentum=0.3)
     y = norm(x)
     (y * weight).sum().backward()
-    first, second = in_two_processes(normalise, tmp_path)
+    first, second = in_two_processes(normalise, tmp_path, shape)
     torch.testing.assert_close(torch.cat([first["y"], second["y"]]), y.detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(torch.cat([first["dx"], second["dx"]]), x.grad, rtol=1e-4, atol=1e-4)
     for part in (first, second):

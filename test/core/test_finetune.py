@@ -20,13 +20,15 @@ from lima_core.config import ConfigError, option, plain, read_config, to_yaml
 from lima_core.data.augment import AugmentConfig, augment
 from lima_core.data.labelled import DataConfig, StreetConfig, Sweep, open_labelled
 from lima_core.models.heads import Segmenter
+from lima_core.models.loss import Loss
 from lima_core.models.minkunet import MinkUNet
 from lima_core.models.voxelize import VoxelConfig
 from lima_core.paths import config_dir
 from lima_core.tools import finetune_configs
+from lima_core.training import segmentation_task
 from lima_core.training.input_statistics import input_statistics
 from lima_core.training.loop import StoppedError, fit
-from lima_core.training.loss import Loss, segmentation_loss
+from lima_core.training.loss import segmentation_loss
 from lima_core.training.optim import OptimConfig, build_optimizer, learning_rate, one_cycle
 from lima_core.training.sweeps import TrainingSweeps, evaluate
 
@@ -269,7 +271,7 @@ def test_share_of_streets_is_every_nth_of_them() -> None:
 def test_configs_of_the_paper_s_tables_are_those_of_the_template() -> None:
     folder = config_dir() / "finetune"
     made = finetune_configs.configs()
-    assert {path.name for path in folder.glob("seg_*.yaml")} == set(made)
+    assert {path.name for kind in ("seg", "det_nuscenes") for path in folder.glob(f"{kind}_*.yaml")} == set(made)
     assert all((folder / name).read_text() == content for name, content in made.items())
 
 
@@ -376,7 +378,7 @@ def test_wrong_settings_end_with_one_line(tmp_path: Path, argv: list[str], messa
 def test_stopped_run_goes_on_to_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*SMALL, "--data.street.train_seeds=[0,4]", "--epochs=2", "--workers=0"]
     threads, at = torch.get_num_threads(), []
-    original = finetune.segmentation_loss
+    original = segmentation_task.segmentation_loss
 
     def stopping(logits: torch.Tensor, labels: torch.Tensor) -> Loss:
         at.append(len(labels))
@@ -387,7 +389,7 @@ def test_stopped_run_goes_on_to_the_same_files(tmp_path: Path, monkeypatch: pyte
     try:
         finetune.main([*options, f"--out={tmp_path}/whole"])
         with monkeypatch.context() as patch:
-            patch.setattr(finetune, "segmentation_loss", stopping)
+            patch.setattr(segmentation_task, "segmentation_loss", stopping)
             with pytest.raises(SystemExit) as stopped:
                 finetune.main([*options, f"--out={tmp_path}/cut"])
         finetune.main([*options, f"--out={tmp_path}/cut", "--resume"])

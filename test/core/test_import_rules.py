@@ -24,7 +24,7 @@ LAYERS = (
     ("training",),
     ("lima", "baselines"),
     ("predict", "viz"),
-    ("finetune", "pretrain", "evaluate", "tools"),
+    ("finetune", "pretrain", "evaluate", "evaluate_boxes", "tools"),
 )
 
 

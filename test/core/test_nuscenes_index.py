@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lima_core.data import nuscenes_index, nuscenes_tables
+from lima_core.data.attributes import ATTRIBUTES, NO_ATTRIBUTE
 from lima_core.data.nuscenes import NuScenes, NuScenesError
 from lima_core.data.nuscenes_index import Index, build_index, cache_path, open_index
 from lima_core.data.nuscenes_tables import follow, links, read_columns, strings
@@ -89,6 +90,61 @@ def test_boxes_and_velocities_are_those_of_the_tables(root: Path) -> None:
         seconds = (samples[after["sample_token"]]["timestamp"] - samples[before["sample_token"]]["timestamp"]) / 1e6
         moved = np.subtract(after["translation"], before["translation"])
         np.testing.assert_allclose(found[10:], moved / seconds)
+    assert source._index.box_points[start:end].tolist() == [row["num_lidar_pts"] for row in mine]
+    assert source._boxes(20, np.eye(4)).points.tolist() == [row["num_lidar_pts"] for row in mine]
+    assert source._boxes(20, np.eye(4)).attribute is None  # there is no table of them
+
+
+ATTRIBUTE_ROWS = [{"token": "a", "name": "vehicle.stopped"}, {"token": "b", "name": "robot.waving"}]
+
+
+@pytest.fixture
+def with_attributes(tmp_path: Path) -> Path:
+    """Tables whose first boxes have: nuScenes' attribute and another, one that is not nuScenes', none."""
+    write_tables(tmp_path / VERSION, 1)
+    (tmp_path / VERSION / "attribute.json").write_text(json.dumps(ATTRIBUTE_ROWS))
+    rows = table(tmp_path, "sample_annotation")
+    for row in rows:
+        row["attribute_tokens"] = []
+    rows[0] |= {"attribute_tokens": ["a", "b"], "num_lidar_pts": 30, "num_radar_pts": 4}
+    rows[1]["attribute_tokens"] = ["b"]
+    (tmp_path / VERSION / "sample_annotation.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_the_first_attribute_is_taken_and_radar_counts(with_attributes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nuscenes_tables, "PIECE_BYTES", 50_000)
+    index = build_index(with_attributes / VERSION)
+    stopped = np.flatnonzero(index.box_attribute == ATTRIBUTES.index("vehicle.stopped"))
+    assert len(stopped) == 1 and index.box_points[stopped].tolist() == [34]
+    assert (np.delete(index.box_attribute, stopped) == NO_ATTRIBUTE).all()
+    keyframe = int(np.searchsorted(index.box_start, stopped[0], "right")) - 1
+    boxes = NuScenes(with_attributes)._boxes(keyframe, np.eye(4))
+    assert len(boxes.attribute) == len(boxes) and boxes.attribute.dtype == np.uint8
+    assert boxes.points[boxes.attribute != NO_ATTRIBUTE].tolist() == [34]
+
+
+def test_an_attribute_that_its_table_lacks_is_named(with_attributes: Path) -> None:
+    (with_attributes / VERSION / "attribute.json").write_text(json.dumps(ATTRIBUTE_ROWS[:1]))
+    with pytest.raises(NuScenesError, match=r"sample_annotation.json names attribute 'b', which attribute.json lacks"):
+        NuScenes(with_attributes)
+
+
+@pytest.mark.parametrize("key", ["num_lidar_pts", "num_radar_pts", "attribute_tokens"])
+def test_an_annotation_without_its_counts_is_named(with_attributes: Path, key: str) -> None:
+    path = with_attributes / VERSION / "sample_annotation.json"
+    path.write_text(path.read_text().replace(key, "gone", 1))
+    with pytest.raises(NuScenesError, match=rf"sample_annotation.json is not a nuScenes table.*{key}"):
+        NuScenes(with_attributes)
+
+
+def test_the_cache_notices_new_attributes(root: Path, cached: Path, tmp_path: Path) -> None:
+    write_tables(tmp_path / VERSION, 1)
+    assert len(open_index(tmp_path / VERSION).box_attribute) == 0
+    tokens = {token for row in table(tmp_path, "sample_annotation") for token in row["attribute_tokens"]}
+    rows = [{"token": token, "name": "vehicle.parked"} for token in tokens]
+    (tmp_path / VERSION / "attribute.json").write_text(json.dumps(rows))
+    assert set(open_index(tmp_path / VERSION).box_attribute.tolist()) == {ATTRIBUTES.index("vehicle.parked")}
 
 
 def test_the_order_of_rows_does_not_matter(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from lima_core.data.attributes import ATTRIBUTES, NO_ATTRIBUTE
 from lima_core.data.classes import load_taxonomy
-from lima_core.data.frame import Frame
+from lima_core.data.frame import Boxes, Frame
 from lima_core.data.nuscenes import NuScenes
 from lima_core.data.nuscenes_writer import CATEGORIES, raw_from_train, write_nuscenes
 from lima_core.data.synthetic.street import Street
@@ -65,10 +67,11 @@ def test_rig_comes_back(written):
 def test_boxes_agree_and_tracks_carry_their_velocity(pairs):
     for frame, back in pairs:
         assert len(frame.boxes) > 10
-        for name in ("center", "size", "class_id"):
+        for name in ("center", "size", "class_id", "points"):
             np.testing.assert_allclose(getattr(back.boxes, name), getattr(frame.boxes, name), atol=1e-9)
         turn = np.angle(np.exp(1j * (back.boxes.yaw - frame.boxes.yaw)))
         np.testing.assert_allclose(turn, 0, atol=1e-9)
+        assert back.boxes.attribute is None
     frame, back = pairs[1]
     known = np.isfinite(back.boxes.velocity).all(axis=1)
     assert known.mean() > 0.8
@@ -134,6 +137,31 @@ class _One:
 
     def __getitem__(self, index):
         return self.frame
+
+
+def boxes_in_a_row(**columns):
+    """Three cars."""
+    at, zeros = np.array([[5.0, 0, 0], [15.0, 0, 0], [25.0, 0, 0]]), np.zeros(3)
+    return Boxes(at, np.tile([4.0, 2, 2], (3, 1)), zeros, np.zeros((3, 2)), zeros.astype(np.uint8), **columns)
+
+
+@pytest.mark.parametrize("attribute", [[7, 0, NO_ATTRIBUTE], [NO_ATTRIBUTE] * 3, None])
+def test_attributes_come_back(written, tmp_path, attribute):
+    column = None if attribute is None else np.array(attribute, np.uint8)
+    frame = Frame(1000, "row", 0, np.zeros((1, 4), np.float32), np.eye(4), boxes=boxes_in_a_row(attribute=column))
+    write_nuscenes(_One(frame, replace(written[0].rig, cameras=())), tmp_path)
+    np.testing.assert_array_equal(NuScenes(tmp_path)[0].boxes.attribute, column)
+    names = [row["name"] for row in json.loads((tmp_path / "v1.0-mini/attribute.json").read_text())]
+    assert names == ([] if attribute is None else list(ATTRIBUTES))
+
+
+def test_returns_are_counted_where_the_source_does_not(written, tmp_path):
+    points = np.array([[5, 0, 0, 0], [7, 1, 1, 0], [7.1, 0, 0, 0], [25, 0, 0, 0]], np.float32)
+    for points_on, expected in ((None, [2, 0, 1]), (np.array([9, 8, 0], np.int32), [9, 8, 0])):
+        root = tmp_path / str(expected[0])
+        frame = Frame(1000, "row", 0, points, np.eye(4), boxes=boxes_in_a_row(points=points_on))
+        write_nuscenes(_One(frame, replace(written[0].rig, cameras=())), root)
+        assert NuScenes(root)[0].boxes.points.tolist() == expected
 
 
 def test_bad_sources_are_named(written, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lima_core.checkpoint import CheckpointError, load_segmenter, save_checkpoint
+from lima_core.checkpoint import CheckpointError, load_network, save_checkpoint
 from lima_core.data.synthetic.street import Street
 from lima_core.metrics.segmentation import ConfusionMatrix
 from lima_core.models.heads import build_segmenter
@@ -47,7 +47,7 @@ def cloud(n: int = 500) -> np.ndarray:
 
 def test_labels_and_probabilities_are_those_of_the_network(path: Path, predictor: Predictor) -> None:
     points = cloud()
-    network, voxels, _ = load_segmenter(path)
+    network, voxels, _ = load_network(path)
     batch = collate([(points, np.zeros(len(points), np.uint8))], voxels)
     with torch.no_grad():
         expected = network(batch.voxels).softmax(1)[batch.voxel_of_point].numpy()

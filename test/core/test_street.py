@@ -130,6 +130,18 @@ def test_points_of_things_lie_in_boxes_of_their_class(crowd, street):
             assert inside.all(), name
 
 
+def test_boxes_count_the_returns_of_their_objects(street, frames):
+    """Against the labels: every annotated point of a class is on one of its boxes, or on an object past 60 m."""
+    names = street.taxonomy
+    for frame in frames:
+        boxes, distance = frame.boxes, np.linalg.norm(frame.points[:, :2], axis=1)
+        assert boxes.points.dtype == np.int32 and (boxes.points > 0).all()
+        for class_id, name in enumerate(names.detection_names):
+            labelled = frame.labels == names.index(name)
+            counted = boxes.points[boxes.class_id == class_id].sum()
+            assert (labelled & (distance < 50)).sum() <= counted <= labelled.sum(), name
+
+
 def test_box_velocity_is_the_finite_difference_of_centres(frames):
     moving = 0
     for first, second in pairwise(frames):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from lima_core.models.minkunet import ConvNorm
-from lima_core.models.voxelnet import ENCODERS, VOLUME, VoxelNet, bev_map
+from lima_core.models.voxelnet import ENCODERS, VOLUME, Hypercolumn, VoxelNet, bev_map
 from lima_core.sparse.conv import SparseConv3d, SubMConv3d
 from lima_core.sparse.kernel_map import Maps, pack
 from lima_core.sparse.tensor import SparseTensor
@@ -148,7 +148,7 @@ def folded(grid: torch.Tensor) -> torch.Tensor:
     return grid.reshape(scenes, channels * depth, height, width)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", ["voxelnet", "voxelnet_plain"])
 def test_stages_have_the_published_shapes(name: str, vectors: dict) -> None:
     network = ENCODERS[name]().eval()
     with torch.no_grad():
@@ -219,12 +219,53 @@ def test_equals_spconv_on_the_full_volume(residual: bool) -> None:
         torch.testing.assert_close(network(x, 2), folded(dense(top)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("height", [23, 39, 41, 57])
+@pytest.mark.parametrize("height", [25, 39, 41, 57])
 def test_out_channels_follow_from_the_height_of_the_volume(height: int) -> None:
     network = VoxelNet(volume=(8, 8, height)).eval()
     with torch.no_grad():
         bev = network(cloud(torch.tensor([[0, 0, 0, 0]]), network.volume), 1)
     assert bev.shape == (1, network.out_channels, 1, 1)
+
+
+def test_a_volume_too_low_for_the_last_stage_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"\(8, 8, 24\) voxels leaves \(1, 1, 0\) .* at least 25 in z"):
+        VoxelNet(volume=(8, 8, 24))
+
+
+@pytest.mark.parametrize("volume", [(64, 64, 41), (40, 24, 25)])
+def test_hypercolumn_joins_each_voxel_with_its_ancestors(volume: tuple) -> None:
+    network = Hypercolumn(randomise(VoxelNet(volume=volume, stem=4))).eval()
+    rng = torch.Generator().manual_seed(0)
+    coords = torch.stack([torch.randint(0, n, (200,), generator=rng) for n in (2, *volume)], 1).int()
+    x = cloud(torch.unique(coords, dim=0), volume)
+    with torch.no_grad():
+        column, stages = network(x), network.network.stages(x)
+    assert column.coords is x.coords and column.features.shape == (len(x), network.out_channels)
+    rows = torch.arange(len(x))
+    x_of = x
+    for stage, level, part in zip(
+        network.network.encoder.values(), stages, column.features.split(network.network.stage_channels, 1), strict=True
+    ):
+        conv = stage[0].conv
+        if isinstance(conv, SparseConv3d):  # the voxel has a part in its ancestor: the convolution has that pair
+            pairs, _ = x_of.maps.strided(conv.kernel, conv.stride, conv.padding)
+            children = dict(zip(pairs.source.tolist(), [[] for _ in pairs.source], strict=True))
+            for child, parent in zip(pairs.source.tolist(), pairs.target.tolist(), strict=True):
+                children[child].append(parent)
+            found = [
+                [p for p in children[row] if torch.equal(level.features[p], f)]
+                for row, f in zip(rows.tolist(), part, strict=True)
+            ]
+            assert all(found)
+            rows = torch.tensor([candidates[0] for candidates in found])
+        assert torch.equal(level.features[rows], part)
+        x_of = level
+
+
+def test_every_stage_learns_from_the_hypercolumn() -> None:
+    network = Hypercolumn(VoxelNet(volume=SMALL, stem=4))
+    network(small()).features.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters() if p.ndim == 5)
 
 
 def test_map_holds_channel_c_at_height_z_in_c_times_z_plus_z() -> None:

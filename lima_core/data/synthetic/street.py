@@ -13,39 +13,12 @@ from lima_core.data.rig import CameraMount, Rig
 from lima_core.data.synthetic.camera import Renderer, intrinsics
 from lima_core.data.synthetic.lidar import Sweep, sweep
 from lima_core.data.synthetic.rays import Caster
+from lima_core.data.synthetic.vehicle_rig import CAMERAS, street_rig
 from lima_core.data.synthetic.world import World
 from lima_core.geometry import se3
 
 PERIOD_NS = 100_000_000
 BOX_RANGE_M = 60.0
-# name: heading deg, horizontal field of view deg, stamp after the LiDAR's ms, mounting x y z m (as on nuScenes)
-CAMERAS = {
-    "CAM_FRONT_LEFT": (55.0, 70.0, -43.1, (1.52, 0.49, 1.51)),
-    "CAM_FRONT": (0.0, 70.0, -35.5, (1.70, 0.02, 1.51)),
-    "CAM_FRONT_RIGHT": (-55.0, 70.0, -27.6, (1.55, -0.49, 1.50)),
-    "CAM_BACK_RIGHT": (-110.0, 70.0, -20.1, (1.01, -0.48, 1.56)),
-    "CAM_BACK": (180.0, 110.0, -10.4, (0.03, 0.00, 1.58)),
-    "CAM_BACK_LEFT": (110.0, 70.0, -0.5, (1.04, 0.48, 1.59)),
-}
-# Rows are the vehicle's axes in camera coordinates: z forward, x right, y down.
-BASE_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
-
-
-def street_rig() -> Rig:
-    """The rig of the simulated vehicle: nuScenes mounting and channel names."""
-    cameras = tuple(
-        CameraMount(
-            name=name,
-            frame_id=name,
-            image_topic=f"/{name}/image_rect_compressed",
-            info_topic=f"/{name}/camera_info",
-            base_from_camera=se3.poses(*place, np.deg2rad(heading)) @ se3.transform(BASE_FROM_OPTICAL, np.zeros(3)),
-            offset_ms=offset,
-        )
-        for name, (heading, _, offset, place) in CAMERAS.items()
-    )
-    base_from_lidar = se3.poses(0.94, 0.0, 1.84, -np.pi / 2)
-    return Rig("street", "/LIDAR_TOP", "LIDAR_TOP", base_from_lidar, cameras)
 
 
 class Street:
@@ -135,13 +108,15 @@ class Street:
         """Boxes of the objects that returned at least one point and lie within 60 m."""
         lidar_from_world = se3.inverse(world_from_lidar)
         rows = []
-        for index in np.unique(found.thing[found.thing >= 0]):
+        for index, points in zip(*np.unique(found.thing[found.thing >= 0], return_counts=True), strict=True):
             thing = self.world.things[index]
             pose = lidar_from_world @ thing.pose(time_s)
             size = thing.mesh.size
             center = se3.apply(pose, np.array([[0.0, 0.0, size[2] / 2]]))[0]
             velocity = lidar_from_world[:2, :2] @ thing.velocity(time_s)
             if np.hypot(*center[:2]) <= BOX_RANGE_M:
-                rows.append((*center, *size, se3.yaw(pose), *velocity, self.taxonomy.detection_names.index(thing.name)))
-        table = np.array(rows, np.float64).reshape(-1, 10)
-        return Boxes(table[:, :3], table[:, 3:6], table[:, 6], table[:, 7:9], table[:, 9].astype(np.uint8))
+                class_id = self.taxonomy.detection_names.index(thing.name)
+                rows.append((*center, *size, se3.yaw(pose), *velocity, class_id, points))
+        table = np.array(rows, np.float64).reshape(-1, 11)
+        class_id, points = table[:, 9].astype(np.uint8), table[:, 10].astype(np.int32)
+        return Boxes(table[:, :3], table[:, 3:6], table[:, 6], table[:, 7:9], class_id, points)
