@@ -79,7 +79,7 @@ def checkpoints(folder: Path, options: argparse.Namespace, bounds: RangeConfig) 
         meta: dict[str, Any] = {
             "format": 1, "model": options.model, "task": task,
             "classes": {"names": list(taxonomy.names) if classes else [], "colors": taxonomy.colors.tolist()},
-            "detection": {"names": list(taxonomy.detection_names)},
+            "detection": {"names": list(taxonomy.detection_names), "colors": taxonomy.box_colors().tolist()},
             "config": {"voxels": plain(VoxelConfig()), "bounds": plain(bounds), "detector": plain(config)},
             **{key: {} for key in ("inputs", "metrics", "versions", "provenance")},
         }  # fmt: skip

@@ -55,8 +55,8 @@ class Predictor:
     sweep is as fast as the next. `precision` auto = fp16 on a GPU, fp32 on a CPU. On a CPU with glibc the process keeps
     freed memory from then on: mapping the large tensors anew costs a tenth of every sweep. `temperature` is the
     checkpoint's, 1 where it has none: probabilities are softmax(logits / temperature). `class_names` and `colors` are
-    those of segmentation, `detection_names` those of boxes, each empty where there is no such head; `sweeps` in all
-    are what a detector was trained on, 1 for a segmenter.
+    those of segmentation, `detection_names` and `detection_colors` those of boxes, each empty where there is no such
+    head; `sweeps` in all are what a detector was trained on, 1 for a segmenter.
     Raises CheckpointError, or RuntimeError when the device or the backend is not there.
     """
 
@@ -81,7 +81,9 @@ class Predictor:
         self._detects = isinstance(network, Detector)
         self.class_names = tuple(self.meta["classes"]["names"])
         self.colors = np.array(self.meta["classes"]["colors"], np.uint8)
-        self.detection_names = tuple(self.meta["detection"]["names"]) if self._detects else ()
+        boxes = self.meta["detection"] if self._detects else {"names": [], "colors": []}
+        self.detection_names = tuple(boxes["names"])
+        self.detection_colors = np.array(boxes["colors"], np.uint8).reshape(-1, 3)
         self.sweeps = self.meta["config"]["detector"]["sweeps"] if self._detects else 1
         self._checkpoint = checkpoint
         self.perceive(_warm_up_cloud())

@@ -38,7 +38,10 @@ def save_detector(
         "classes": {"names": list(taxonomy.names), "colors": taxonomy.colors.tolist()}
         if segments
         else {"names": [], "colors": []},
-        "detection": {"names": names or list(taxonomy.detection_names)},
+        "detection": {
+            "names": names or list(taxonomy.detection_names),
+            "colors": taxonomy.box_colors().tolist(),
+        },
         "config": {"voxels": plain(VoxelConfig()), "bounds": plain(bounds), "detector": plain(config)},
         **{key: {} for key in ("inputs", "metrics", "versions", "provenance")},
     }

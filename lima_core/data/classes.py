@@ -44,6 +44,13 @@ class Taxonomy:
             )
         return self.train_from_raw[raw]
 
+    def box_colors(self) -> np.ndarray:
+        """(D, 3) uint8 RGB of the detection classes: that of the class of points with the same name.
+
+        Raises ValueError where there is none.
+        """
+        return self.colors[[self.index(name) for name in self.detection_names]].reshape(-1, 3)
+
     def rgb(self, labels: np.ndarray) -> np.ndarray:
         """(N,) uint8 train ids -> (N, 3) uint8 RGB; ignored points are black."""
         table = np.zeros((256, 3), np.uint8)

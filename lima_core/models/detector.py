@@ -27,6 +27,7 @@ class DetectorConfig:
     head: Literal["center", "anchor"] = option("center", "center: CenterPoint; anchor: SECOND")
     bev_width: int = option(128, "channels of the bird's-eye-view network's first stage, half of the second's")
     head_channels: int = option(64, "channels of the head's shared convolution and of its branches")
+    norm_momentum: float = option(0.01, "of the normalisation's running statistics; short runs want 0.1, or they lag")
     sweeps: int = option(10, "LiDAR sweeps in one cloud, the current one among them")
 
 
@@ -63,6 +64,9 @@ class Detector(nn.Module):
             channels=config.head_channels,
         )  # fmt: skip
         self.head = nn.Linear(self.backbone.out_channels, segment_classes) if segment_classes else None
+        for module in self.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.momentum = config.norm_momentum
 
     def forward(self, x: SparseTensor, scenes: int) -> tuple[Sequence, Tensor | None]:
         """(M, 5) voxels of `scenes` clouds -> outputs of the box head, and (M, C) logits where it segments."""

@@ -86,6 +86,7 @@ detector:
   head: {head}
   bev_width: 128
   head_channels: 64
+  norm_momentum: 0.01
   sweeps: 10
 
 boxes:

@@ -80,11 +80,8 @@ class DetectionTask:
         """What a checkpoint says of the network's answers."""
         names = list(self._taxonomy.names) if self._segments else []
         colors = self._taxonomy.colors.tolist() if self._segments else []
-        return {
-            "task": self._config.task,
-            "classes": {"names": names, "colors": colors},
-            "detection": {"names": list(self._taxonomy.detection_names)},
-        }
+        boxes = {"names": list(self._taxonomy.detection_names), "colors": self._taxonomy.box_colors().tolist()}
+        return {"task": self._config.task, "classes": {"names": names, "colors": colors}, "detection": boxes}
 
     def sweep(self, index: int) -> Sweep:
         """The current sweep of a training cloud, for the statistics of the input."""
