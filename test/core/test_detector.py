@@ -167,3 +167,9 @@ def test_checkpoint_of_other_boxes_or_heads_is_refused(path: Path, tmp_path: Pat
     broken = networks.save_detector(tmp_path / "b", detector(), BOUNDS, SMALL, names=["car", "tram"])
     with pytest.raises(CheckpointError, match=r"broken metadata: ValueError: .*tram"):
         load_network(broken)
+
+
+def test_statistics_follow_at_the_configured_rate() -> None:
+    network = Detector("voxelnet_tiny", BOUNDS, replace(SMALL, norm_momentum=0.3), NAMES)
+    norms = [m for m in network.modules() if isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d))]
+    assert len(norms) > 20 and {norm.momentum for norm in norms} == {0.3}
