@@ -44,7 +44,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize("head", ["center", "anchor"])
 @pytest.mark.parametrize("task", ["detection", "both"])
 def test_training_lowers_the_loss_and_leaves_a_checkpoint(task: str, head: str, tmp_path: Path, capsys) -> None:
-    schedule = ["--epochs=10", "--boxes.balance=false", "--optim.kind=adam_onecycle", "--optim.peak_lr=0.01"]
+    schedule = ["--epochs=20", "--boxes.balance=false", "--optim.kind=adam_onecycle", "--optim.peak_lr=0.01"]
     finetune.main([*OPTIONS, *schedule, f"--task={task}", f"--detector.head={head}", f"--out={tmp_path}"])
     log = losses(tmp_path)
     assert np.mean(log[-4:]) < 0.75 * log[0]
