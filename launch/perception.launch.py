@@ -1,4 +1,8 @@
-"""Segments a LiDAR and its cameras: `ros2 launch lima_ros perception.launch.py rig:=my_rig.yaml rviz:=true`."""
+"""Perception on live sensors or on a bag.
+
+ros2 launch lima_ros perception.launch.py rig:=my_rig.yaml visualize:=rviz
+ros2 launch lima_ros perception.launch.py bag:=/path/to/bag loop:=true visualize:=foxglove
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,20 @@ from launch_ros.actions import Node
 from lima_ros import bringup
 
 ARGUMENTS = {
-    "rig": ("nuscenes", "Rig file, or the name of one in config/rigs: topics, mounts and offsets of the sensors"),
+    "bag": ("", "A rosbag2 folder to play (or any source of replay.launch.py); empty = live sensors"),
+    "rate": ("1.0", "Speed of the bag, times real time"),
+    "loop": ("false", "Play the bag for ever"),
+    "rig": ("", "Rig file, or the name of one in config/rigs; empty = the bag's own, nuscenes without a bag"),
     "checkpoint": ("", "Network file; empty = the parameter file's, or the one that ships with lima"),
     "device": ("", "auto, cpu or cuda; empty = the parameter file's"),
     "params_file": ("", "Parameters of the perception node; empty = config/perception.yaml"),
     "namespace": ("", "Namespace of the nodes"),
-    "use_sim_time": ("false", "Time from /clock, for bags and simulators"),
-    "autostart": ("true", "Start at once; false = wait for the service ~/enable"),
+    "use_sim_time": ("false", "Time from /clock, for simulators; a bag implies it"),
+    "autostart": ("true", "Start at once; false = wait for the service ~/enable, or for a lifecycle manager"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
     "fastdds_profile": (bringup.DEFAULT, "Fast DDS profile; default = the shipped one, empty = none"),
-    "rviz": ("false", "Open RViz"),
+    "visualize": ("none", "rviz, foxglove (starts the bridge; import config/foxglove/perception.json) or none"),
+    "rviz": ("false", "Short for visualize:=rviz"),
 }
 
 
@@ -31,4 +39,4 @@ def generate_launch_description() -> LaunchDescription:
 
 def _nodes(context: LaunchContext) -> list[Node]:
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    return [Node(**spec.launch_arguments()) for spec in bringup.perception_graph(**bringup.typed(given))]
+    return [Node(**spec.launch_arguments()) for spec in bringup.launch_graph(**bringup.typed(given))]

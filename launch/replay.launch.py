@@ -1,4 +1,4 @@
-"""Plays a source through perception: `ros2 launch lima_ros replay.launch.py source:=my_bag rviz:=true`."""
+"""Plays a source through perception: `ros2 launch lima_ros replay.launch.py source:=my_bag visualize:=rviz`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ ARGUMENTS = {
     "namespace": ("", "Namespace of the nodes"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
     "fastdds_profile": (bringup.DEFAULT, "Fast DDS profile; default = the shipped one, empty = none"),
-    "rviz": ("false", "Open RViz"),
+    "visualize": ("none", "rviz, foxglove (starts the bridge; import config/foxglove/perception.json) or none"),
+    "rviz": ("false", "Short for visualize:=rviz"),
 }
 
 

@@ -1,61 +1,27 @@
 """The graph as data: which nodes run with which parameters, remappings and environment.
 
 No `launch` and no `rclpy` in here: the launch files, the demo and the tests all start what these functions
-describe. `command` gives the line that launch_ros builds for the same `Node(...)`; lima_ros/processes.py runs it.
+describe, as `NodeSpec`s (lima_ros/node_spec.py).
 """
 
 from __future__ import annotations
 
 import os
 import random
-import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lima_core.data.bag import TRUTH_TOPIC
 from lima_core.data.rig import Rig
 from lima_core.data.sources import open_source
-from lima_core.files import write_whole
 from lima_core.paths import config_dir
+from lima_ros.node_spec import NodeSpec
+from lima_ros.viewers import NONE, PERCEPTION, RVIZ, viewers
 
-PACKAGE = "lima_ros"
-PERCEPTION = "perception"
 DEFAULT = "default"
-
-
-@dataclass(frozen=True)
-class NodeSpec:
-    """One ROS node as data. `parameters`: parameter files (str) and dicts of values, later ones win."""
-
-    executable: str
-    name: str
-    namespace: str = ""
-    parameters: tuple[str | dict[str, Any], ...] = ()
-    remappings: tuple[tuple[str, str], ...] = ()
-    ros_arguments: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
-    package: str = PACKAGE
-
-    def launch_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of launch_ros.actions.Node."""
-        return {
-            "package": self.package,
-            "executable": self.executable,
-            "name": self.name,
-            "namespace": self.namespace,
-            "parameters": list(self.parameters),
-            "remappings": list(self.remappings),
-            "arguments": list(self.arguments),
-            "ros_arguments": list(self.ros_arguments),
-            "additional_env": dict(self.env),
-            "output": "screen",
-        }
 
 
 def environment(fastdds_profile: str = DEFAULT) -> dict[str, str]:
@@ -117,15 +83,17 @@ def perception_graph(
     autostart: bool = True,
     log_level: str = "info",
     fastdds_profile: str = DEFAULT,
+    visualize: str = NONE,
     rviz: bool = False,
     **parameters: Any,
 ) -> list[NodeSpec]:
-    """The perception node, and RViz on request.
+    """The perception node, and the viewer that `visualize` names (lima_ros/viewers.py); `rviz` asks for RViz too.
 
     Empty `checkpoint` and `device` leave the choice to the parameter file, config/perception.yaml by default;
     `fastdds_profile` as for `environment`. Further keywords are parameters, e.g. ledger_file.
     """
     path = rig_path(rig)
+    sensors = Rig.load(path)
     chosen = {name: value for name, value in {"checkpoint": checkpoint, "device": device}.items() if value}
     values = {"rig": str(path), "use_sim_time": use_sim_time, "autostart": autostart, **chosen, **parameters}
     env = environment(fastdds_profile)
@@ -134,24 +102,30 @@ def perception_graph(
         PERCEPTION,
         namespace,
         parameters=(params_file or str(config_dir() / "perception.yaml"), values),
-        remappings=perception_remappings(Rig.load(path)),
+        remappings=perception_remappings(sensors),
         ros_arguments=("--log-level", log_level),
         env=env,
     )
-    return [perception, rviz_node(namespace, use_sim_time, env)] if rviz else [perception]
+    wanted = dict.fromkeys((visualize, RVIZ if rviz else NONE))
+    shown = (viewers(name, namespace, use_sim_time, sensors.lidar_frame, env) for name in wanted)
+    return [perception, *chain.from_iterable(shown)]
 
 
-def rviz_node(namespace: str, use_sim_time: bool, env: Mapping[str, str]) -> NodeSpec:
-    """RViz2 with the perception node's displays."""
-    return NodeSpec(
-        "rviz2",
-        "rviz",
-        namespace,
-        parameters=({"use_sim_time": use_sim_time},),
-        arguments=("-d", str(config_dir() / "rviz" / "perception.rviz")),
-        env=env,
-        package="rviz2",
-    )
+def launch_graph(
+    bag: str = "", rate: float = 1.0, loop: bool = False, rig: str = "", **perception: Any
+) -> list[NodeSpec]:
+    """What perception.launch.py starts: perception on live sensors, or on a `bag` that it plays, for ever with `loop`.
+
+    Empty `rig` = the bag's own, nuscenes without a bag. Time is the bag's, whatever `use_sim_time` says.
+    Raises ValueError where `rate` or `loop` is given without a bag.
+    """
+    if bag:
+        return replay_graph(bag, rig, rate=rate, loops=0 if loop else 1, **perception)
+    if loop or rate != 1.0:
+        raise ValueError(
+            "launch arguments rate and loop belong to a bag: give bag:=/path/to/bag too, or leave them out"
+        )
+    return perception_graph(rig or "nuscenes", **perception)
 
 
 def player(
@@ -206,10 +180,10 @@ def replay_graph(
 ) -> list[NodeSpec]:
     """Perception on its source's own time: empty `rig` = the source's. `perception` as for perception_graph."""
     rig = rig or str(source_rig(source))
-    specs = perception_graph(rig, use_sim_time=True, **perception)
+    specs = perception_graph(rig, **{**perception, "use_sim_time": True})
     shared = {name: perception[name] for name in ("namespace", "log_level", "fastdds_profile") if name in perception}
     settings = {"rate": rate, "loops": loops, "start_offset_s": start_offset_s, "messages": messages}
-    return [*specs, player(source, wait_for=Rig.load(rig).lidar_topic, **settings, **shared)]
+    return [*specs, player(source, wait_for=Rig.load(rig_path(rig)).lidar_topic, **settings, **shared)]
 
 
 def demo_graph(
@@ -249,11 +223,11 @@ def demo_graph(
 
 
 def typed(given: Mapping[str, str]) -> dict[str, Any]:
-    """Launch arguments, which are text, as the keywords of perception_graph and replay_graph.
+    """Launch arguments, which are text, as the keywords of launch_graph and replay_graph.
 
     Raises ValueError naming an argument that is no boolean or number.
     """
-    kinds = {"use_sim_time": _boolean, "autostart": _boolean, "rviz": _boolean, "messages": _boolean}
+    kinds = dict.fromkeys(("use_sim_time", "autostart", "rviz", "messages", "loop"), _boolean)
     kinds |= {"rate": float, "start_offset_s": float, "loops": int}
     values: dict[str, Any] = {}
     for name, text in given.items():
@@ -275,33 +249,3 @@ def source_rig(source: str) -> Path:
     path = Path(tempfile.mkdtemp(prefix="lima_")) / "rig.yaml"
     open_source(source).rig.save(path)
     return path
-
-
-def command(spec: NodeSpec, folder: Path) -> list[str]:
-    """The command line that launch_ros builds; `python -m` where the package is not installed.
-
-    Dicts of parameters are written to files in `folder`, as launch_ros does.
-    """
-    line = [str(executable)] if (executable := installed_executable(spec)) else [sys.executable, "-m"]
-    if executable is None:
-        line.append(f"{spec.package}.{spec.executable}")
-    line += [*spec.arguments, "--ros-args", *spec.ros_arguments, "-r", f"__node:={spec.name}"]
-    if spec.namespace:
-        line += ["-r", f"__ns:=/{spec.namespace.strip('/')}"]
-    for index, parameters in enumerate(spec.parameters):
-        if isinstance(parameters, dict):
-            path = folder / f"{spec.name}.parameters.{index}.yaml"
-            parameters = write_whole(path, yaml.safe_dump({"/**": {"ros__parameters": parameters}}))
-        line += ["--params-file", str(parameters)]
-    for old, new in spec.remappings:
-        line += ["-r", f"{old}:={new}"]
-    return line
-
-
-def installed_executable(spec: NodeSpec) -> Path | None:
-    """Where AMENT_PREFIX_PATH has the node, as `ros2 run` and `ros2 launch` look it up; None if nowhere."""
-    for prefix in filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)):
-        path = Path(prefix) / "lib" / spec.package / spec.executable
-        if path.is_file():
-            return path
-    return None

@@ -13,6 +13,16 @@ import numpy as np
 OK, WARN, ERROR = 0, 1, 2  # diagnostic_msgs/DiagnosticStatus
 BAD_CLOUD, FAILED = "bad_cloud", "error"  # reasons of Ledger.drop that mean something is wrong
 FAILURES = (BAD_CLOUD, FAILED)
+ADVICE = {
+    BAD_CLOUD: "they contradict themselves; the log names the field or size at fault",
+    FAILED: "the network failed on them; the log says how",
+    "superseded": "a newer one came first; the network is slower than the LiDAR: use a GPU or a smaller network",
+}
+CAMERA_ADVICE = {
+    "never": "nothing has come; is the topic of the rig file right?",
+    "late": "they come after sync.timeout_ms; raise it, or find what delays them",
+    "gap": "their stamps lie beside the window; correct offset_ms in the rig file or raise sync.tolerance_ms",
+}
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,23 @@ def status(account: Account, silent: Sequence[str] = (), **more: object) -> Stat
     else:
         level, message = OK, "segmenting"
     return Status(level, message, tuple((key, str(value)) for key, value in values.items()))
+
+
+def complaints(account: Account, silent: Sequence[str], facts: Mapping[str, object]) -> list[str]:
+    """What is wrong and what mends it, a line each: silent inputs, findings, drops; empty where all is well."""
+    lines = list(silent)
+    lines += [str(value) for key, value in facts.items() if key.startswith(("input.", "left_out."))]
+    if account.received == 0 and not silent:
+        lines.append("no cloud has been received yet")
+    for reason, count in sorted(account.dropped.items()):
+        if reason in ADVICE:
+            lines.append(f"{count} of {account.received} clouds dropped: {ADVICE[reason]}")
+    for camera, events in account.cameras.items():
+        missed = {event: n for event, n in events.items() if event.startswith("missed.")}
+        if missed and sum(missed.values()) > events["matched"]:
+            reason = max(missed, key=missed.__getitem__).removeprefix("missed.")
+            lines.append(f"camera {camera}: most sweeps have no image ({reason}): {CAMERA_ADVICE[reason]}")
+    return lines
 
 
 def summary(account: Account) -> dict[str, object]:

@@ -8,6 +8,7 @@ Wiring only: the main thread spins, `lima_ros.pipeline` does the work. Parameter
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -20,120 +21,211 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PointStamped
 from nav_msgs.msg import Odometry
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter as RosParameter
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
+from visualization_msgs.msg import MarkerArray
 
 from lima_core.data.rig import Rig
 from lima_core.files import write_whole
 from lima_core.paths import STREET_CHECKPOINT
-from lima_ros import convert, health, parameters
-from lima_ros.pipeline import STAGES, Pipeline
+from lima_ros import convert, filters_node, health, parameters, tf_node
+from lima_ros.detections import vision_messages
+from lima_ros.pipeline import STAGES, Pipeline, overlay_topic
+from lima_ros.results import DETECTIONS, LABEL_INFO, MARKERS
 from lima_ros.worker import SHUTDOWN
+
+try:
+    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
+except ModuleNotFoundError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
 SENSOR_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)  # hears best effort and reliable publishers
 RESULT_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)  # heard by RViz' default and by sensor QoS
+LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 STATUS_PERIOD_S = 1.0
 REPEAT_WARNING_S = 5.0
+INACTIVE = "inactive"
 
 
-class PerceptionNode(Node):
-    """configure -> activate -> (deactivate -> activate ...) -> shutdown, as in a lifecycle node."""
+class PerceptionNode(LifecycleNode):
+    """A lifecycle node: configure loads the network, activate listens, deactivate keeps it, cleanup gives it back.
+
+    A transition that fails says why in the log and in `problem`, and leaves the node unconfigured.
+    """
 
     def __init__(self) -> None:
         super().__init__("perception", automatically_declare_parameters_from_overrides=True)
         self.settings = self._declare(parameters.PARAMETERS)
-        self._checkpoint = str(self.settings["checkpoint"] or STREET_CHECKPOINT)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)  # timers must not follow a bag's clock
         self._pipeline: Pipeline | None = None
+        self._tf: tf_node.TfListener | None = None
+        self._out: dict[str, Publisher] = {}
         self._active = self._closed = False
         self._inputs: list[Callable[[], object]] = []  # how to destroy what `activate` made
-
-    def configure(self) -> None:
-        """Loads rig and network, advertises the outputs; ValueError, OSError or RuntimeError say what is wrong."""
-        rig = Rig.load(self.settings["rig"]) if self.settings["rig"] else None
-        self._pipeline = Pipeline(self._load_predictor(), rig, self.settings, self)
-        self._cloud_out = self.create_publisher(PointCloud2, "~/output/segmentation", RESULT_QOS)
-        self._overlay_out = {
-            name: self.create_publisher(CompressedImage, f"~/output/{name}/overlay/compressed", RESULT_QOS)
-            for name in self._pipeline.mounts
-        }
-        self._diagnostics_out = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._ms_out = {stage: self.create_publisher(Float64, f"~/debug/{stage}_ms", 10) for stage in STAGES}
+        self._warned_s: dict[str, float] = {}
+        self.problem = ""
         self.create_service(SetBool, "~/enable", self._on_enable)
         self.create_service(Trigger, "~/reset", self._on_reset)
+        self.create_service(Trigger, "~/doctor", self._on_doctor)
 
-    def activate(self) -> None:
-        """Subscribes to the inputs."""
-        if self._active:
-            return
+    # ---- transitions
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Loads rig and network and advertises the outputs; FAILURE with the reason in the log where it cannot."""
+        return self._attempt(self._configure, "configured", self._release)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribes to the inputs; FAILURE with the reason in the log where it cannot, and the node stays inactive."""
+        return self._attempt(self._listen_to_all, "activated", partial(self._stop_listening, INACTIVE))
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops listening; sweeps that wait for images are dropped as `inactive`. Keeps the network."""
+        self._stop_listening(INACTIVE)
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Closes the ledger and gives the network's memory back."""
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """As cleanup, from any state; for good."""
+        self._release()
+        self.problem = "the node was shut down for good: start it anew"
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Gives everything back; the node can be configured again."""
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def start(self) -> bool:
+        """Configures where needed and activates; False, with `problem`, where that fails."""
+        if self._pipeline is None and self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+            return False
+        return self._active or self.trigger_activate() == TransitionCallbackReturn.SUCCESS
+
+    def shutdown(self) -> None:
+        """Finishes the running sweep, closes the ledger and writes it; may be called again."""
+        if not self._closed:
+            self._closed = True
+            self._release()
+            self.destroy_node()
+
+    def _attempt(self, change: Callable[[], None], wanted: str, undo: Callable[[], None]) -> TransitionCallbackReturn:
+        """Makes a change of state, or undoes it and says why in the log and in `problem`."""
+        self.problem = ""
+        try:
+            change()
+        except Exception as error:  # all of them: rclpy would swallow the others without a word
+            expected = isinstance(error, (ValueError, OSError, RuntimeError))
+            self.problem = str(error) if expected else f"{type(error).__name__}: {error}"
+            self.get_logger().error(f"cannot be {wanted}: {self.problem}")
+            undo()
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        self.settings = parameters.resolve({p.name: self.get_parameter(p.name).value for p in parameters.PARAMETERS})
+        self._checkpoint = str(self.settings["checkpoint"] or STREET_CHECKPOINT)
+        rig = Rig.load(self.settings["rig"]) if self.settings["rig"] else None
+        make_sync = filters_node.factory(self.settings["sync.policy"])
+        self._tf = tf_node.listen(self, self.settings["transforms"], rig)
+        tf = self._tf.poses if self._tf else None
+        self._pipeline = Pipeline(self._load_predictor(), rig, self.settings, self, tf, make_sync)
+        # at once: `_release` takes them for granted where there is a pipeline, and what follows may fail
+        self._diagnostics_out = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._ms_out = {stage: self.create_publisher(Float64, f"~/debug/{stage}_ms", 10) for stage in STAGES}
+        for line in self._pipeline.results.left_out:
+            self.get_logger().warning(line)
+        kinds = message_kinds()
+        for topic in (*self._pipeline.results.topics, *map(overlay_topic, self._pipeline.mounts)):
+            qos = LATCHED_QOS if topic == LABEL_INFO else RESULT_QOS
+            self._out[topic] = self._advertise(kinds[topic.rpartition("/")[2]], f"~/output/{topic}", qos)
+        if LABEL_INFO in self._out:
+            header = convert.header(self.get_clock().now().nanoseconds, rig.lidar_frame if rig else "")
+            self._out[LABEL_INFO].publish(self._pipeline.results.label_info(header))
+
+    def _listen_to_all(self) -> None:
         self._expected: dict[str, str] = {}
         self._silent: list[str] = []
         infos = []
         self._listen(PointCloud2, "~/input/pointcloud", self._pipeline.on_cloud)
-        if self._pipeline.mounts:
-            self._listen(Odometry, "~/input/odometry", self._pipeline.on_odometry)
+        if self._pipeline.wants_odometry:
+            odometry = self._listen(Odometry, "~/input/odometry", self._pipeline.on_odometry)
+            if self._tf is not None:  # then nobody misses it while it has never come
+                del self._expected[odometry]
         for name, mount in self._pipeline.mounts.items():
             kind = CompressedImage if mount.transport == "compressed" else Image
             self._listen(kind, f"~/input/{name}/image", partial(self._pipeline.on_image, name))
             infos.append(self._listen(CameraInfo, f"~/input/{name}/camera_info", partial(self._pipeline.on_info, name)))
         after_s = self.settings["watch.silent_after_s"]
         self._watch = health.TopicWatch(self._expected, after_s, time.monotonic(), once=infos)
+        clicked = self.create_subscription(PointStamped, "/clicked_point", self._on_clicked, 10)
+        self._inputs.append(partial(self.destroy_subscription, clicked))
         self._poll_timer = self._timer(max(self.settings["sync.timeout_ms"] / 5000, 0.005), self._on_poll)
         self._poll_timer.cancel()
         self._timer(STATUS_PERIOD_S, self._on_status)
         self._active = True
         self.get_logger().info(f"listening to {', '.join(self._expected)}")
 
-    def deactivate(self, reason: str = "inactive") -> None:
-        """Stops listening; sweeps that wait for images are dropped with `reason`. Keeps the network."""
-        if not self._active:
-            return
+    def _stop_listening(self, reason: str) -> None:
         self._active = False
         for destroy in self._inputs:
             destroy()
         self._inputs.clear()
-        self._pipeline.drop_waiting(reason)
+        if self._pipeline is not None:
+            self._pipeline.drop_waiting(reason)
 
-    def shutdown(self) -> None:
-        """Finishes the running sweep, closes the ledger and writes it; may be called again."""
-        if self._closed:
+    def _release(self) -> None:
+        """Undoes activate and configure, as far as they came."""
+        self._stop_listening(SHUTDOWN)
+        if self._tf is not None:
+            self._tf.close()
+            self._tf = None
+        if self._pipeline is None:
             return
-        self._closed = True
-        self.deactivate(SHUTDOWN)
-        if self._pipeline:
-            self._pipeline.close()
-            self._write_ledger()
-        self.destroy_node()
+        self._pipeline.close()
+        self._write_ledger()
+        for publisher in (*self._out.values(), *self._ms_out.values(), self._diagnostics_out):
+            self.destroy_publisher(publisher)
+        self._out, self._pipeline = {}, None
 
     # ---- what the pipeline calls from its threads
 
-    def publish_cloud(self, msg: PointCloud2) -> None:
-        """Sends a segmented cloud."""
-        self._cloud_out.publish(msg)
+    def publish(self, topic: str, msg: Any) -> None:
+        """Sends on ~/output/<topic>."""
+        self._out[topic].publish(msg)
 
-    def publish_overlay(self, camera: str, msg: CompressedImage) -> None:
-        """Sends an overlay."""
-        self._overlay_out[camera].publish(msg)
-
-    def overlay_wanted(self, camera: str) -> bool:
-        """True when the overlay has a subscriber."""
-        return self._overlay_out[camera].get_subscription_count() > 0
+    def wanted(self, topic: str) -> bool:
+        """True when ~/output/<topic> is advertised and has a subscriber."""
+        return topic in self._out and self._out[topic].get_subscription_count() > 0
 
     def publish_ms(self, stage: str, value: float) -> None:
         """Sends a duration."""
         self._ms_out[stage].publish(Float64(data=value))
 
     def warn(self, text: str) -> None:
-        """Logs a warning, at most every few seconds."""
-        self.get_logger().warning(text, throttle_duration_sec=REPEAT_WARNING_S)
+        """Logs a warning, each kind (what stands before its colon) at most every few seconds."""
+        # not rclpy's throttle: it would take all that is said from here for one warning, and swallow the second kind
+        kind, now_s = text.partition(":")[0], time.monotonic()
+        if now_s - self._warned_s.get(kind, -REPEAT_WARNING_S) >= REPEAT_WARNING_S:
+            self._warned_s[kind] = now_s
+            self.get_logger().warning(text)
 
     # ---- wiring
 
@@ -144,8 +236,9 @@ class PerceptionNode(Node):
         for parameter in table:
             if self.has_parameter(parameter.name):
                 self.undeclare_parameter(parameter.name)
-            value = resolved[parameter.name]
-            self.declare_parameter(parameter.name, value, convert.descriptor(parameter), ignore_override=True)
+            descriptor = convert.descriptor(parameter)
+            descriptor.read_only = False  # what may change when: `_on_set_parameters`
+            self.declare_parameter(parameter.name, resolved[parameter.name], descriptor, ignore_override=True)
         self.get_logger().info("parameters:\n  " + "\n  ".join(resolved.lines()))
         if resolved.foreign:
             self.get_logger().warning(f"not parameters of this node: {', '.join(resolved.foreign)}")
@@ -173,12 +266,35 @@ class PerceptionNode(Node):
             if self._pipeline.waiting and self._poll_timer.is_canceled():
                 self._poll_timer.reset()
 
-        options = QoSOverridingOptions.with_default_policies()
-        subscription = self.create_subscription(kind, topic, hear, SENSOR_QOS, qos_overriding_options=options)
+        events = SubscriptionEventCallbacks(incompatible_qos=partial(self._on_incompatible, topic, "publisher"))
+        subscription = self.create_subscription(
+            kind,
+            topic,
+            hear,
+            copy.copy(SENSOR_QOS),  # rclpy writes the overrides of this topic into it
+            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
+            event_callbacks=events,
+        )
         name = subscription.topic_name
         self._expected[name] = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
         self._inputs.append(partial(self.destroy_subscription, subscription))
         return name
+
+    def _advertise(self, kind: type, topic: str, qos: QoSProfile) -> Publisher:
+        events = PublisherEventCallbacks(incompatible_qos=partial(self._on_incompatible, topic, "subscriber"))
+        options = QoSOverridingOptions(OVERRIDABLE)
+        return self.create_publisher(
+            kind, topic, copy.copy(qos), qos_overriding_options=options, event_callbacks=events
+        )
+
+    def _on_incompatible(self, topic: str, other: str, event: Any) -> None:
+        """A publisher and a subscriber that will never hear each other: names the fix."""
+        policy = QoSPolicyKind(int(event.last_policy_kind)).name.lower()
+        side = "subscription" if other == "publisher" else "publisher"
+        self.get_logger().warning(
+            f"a {other} of {self.resolve_topic_name(topic)} does not fit: {policy} differs; set the parameter "
+            f"qos_overrides.{self.resolve_topic_name(topic)}.{side}.{policy}, or change the {other}"
+        )
 
     def _timer(self, period_s: float, handle: Callable[[], None]) -> Any:
         timer = self.create_timer(period_s, handle, clock=self._steady)
@@ -192,21 +308,55 @@ class PerceptionNode(Node):
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if request.data:
-            self.activate()
+            response.success = self.start()
+        elif self._active:
+            response.success = self.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
         else:
-            self.deactivate()
-        response.success, response.message = True, "active" if self._active else "inactive"
+            response.success = True
+        response.message = self.problem or ("active" if self._active else "inactive")
         return response
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._pipeline.reset()
-        response.success, response.message = True, "forgot images and poses"
+        if self._pipeline is not None:
+            self._pipeline.reset()
+        response.success, response.message = True, "forgot images, poses and past sweeps"
         return response
 
+    def _on_doctor(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        lines = [self.problem] if self.problem else []
+        if not self._active:
+            lines.append("the node is not active: call ~/enable with data: true")
+        else:
+            account, facts = self._pipeline.ledger.account(), self._facts()
+            lines += health.complaints(account, self._silent_now(), facts)
+        response.success, response.message = not lines, "\n".join(lines) or "all is well"
+        return response
+
+    def _on_clicked(self, msg: PointStamped) -> None:
+        self._pipeline.on_click(msg)
+
+    def _on_set_parameters(self, changed: list[RosParameter]) -> SetParametersResult:
+        """Live parameters at any time, the others while there is no network; all of a call or none."""
+        table = {parameter.name: parameter for parameter in parameters.PARAMETERS}
+        ours = [(table[p.name], p.value) for p in changed if p.name in table]
+        try:
+            for parameter, value in ours:
+                checked = parameter.check(value)
+                if self._pipeline is not None:
+                    self._pipeline.check_change(parameter, checked)
+        except parameters.ParameterError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        for parameter, value in ours:
+            self.settings.change(parameter.name, parameter.check(value))
+        return SetParametersResult(successful=True)
+
+    def _on_poll(self) -> None:
+        self._pipeline.poll()
+        if not self._pipeline.waiting:
+            self._poll_timer.cancel()
+
     def _on_status(self) -> None:
-        ours = {publisher.topic_name for publisher in (self._cloud_out, *self._overlay_out.values())}
-        others = [(name, types) for name, types in self.get_topic_names_and_types() if name not in ours]
-        silent = self._watch.report(time.monotonic(), others)
+        silent = self._silent_now()
         if silent and silent != self._silent:
             self.get_logger().warning("inputs are silent:\n  " + "\n  ".join(silent))
         self._silent = silent
@@ -216,6 +366,11 @@ class PerceptionNode(Node):
         device = str(self._pipeline.predictor.device)
         self._diagnostics_out.publish(convert.diagnostics_message(status, name, device, now_ns))
 
+    def _silent_now(self) -> list[str]:
+        ours = {publisher.topic_name for publisher in self._out.values()}
+        others = [(name, types) for name, types in self.get_topic_names_and_types() if name not in ours]
+        return self._watch.report(time.monotonic(), others)
+
     def _facts(self) -> dict[str, object]:
         return {"checkpoint": self._checkpoint, **self._pipeline.facts()}
 
@@ -223,7 +378,10 @@ class PerceptionNode(Node):
         summary = {**health.summary(self._pipeline.ledger.account()), **self._facts()}
         self.get_logger().info(f"ledger: {json.dumps(summary)}")
         if self.settings["ledger_file"]:
-            write_whole(self.settings["ledger_file"], json.dumps(summary, indent=2) + "\n")
+            try:
+                write_whole(self.settings["ledger_file"], json.dumps(summary, indent=2) + "\n")
+            except OSError as error:
+                self.get_logger().error(f"ledger_file {self.settings['ledger_file']} cannot be written: {error}")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -237,9 +395,9 @@ def main(args: list[str] | None = None) -> int:
     node = None
     try:
         node = PerceptionNode()
-        node.configure()
-        if node.settings["autostart"]:
-            node.activate()
+        if node.settings["autostart"] and not node.start():
+            print(f"perception: {node.problem}", file=sys.stderr)
+            return 2
     except (ValueError, OSError, RuntimeError) as error:
         print(f"perception: {error}", file=sys.stderr)
         return 2
@@ -252,7 +410,15 @@ def main(args: list[str] | None = None) -> int:
         rclpy.try_shutdown()
 
 
-def _spin(node: Node, stop: threading.Event) -> None:
+def message_kinds() -> dict[str, type]:
+    """Message type of each topic below ~/output/, by the last part of its name."""
+    vision = vision_messages()
+    boxes = {} if vision is None else {DETECTIONS: vision.Detection3DArray, LABEL_INFO: vision.LabelInfo}
+    clouds = dict.fromkeys(("segmentation", "filtered", "features", "similarity"), PointCloud2)
+    return {**clouds, **boxes, MARKERS: MarkerArray, "compressed": CompressedImage}
+
+
+def _spin(node: LifecycleNode, stop: threading.Event) -> None:
     """Runs callbacks in this thread until `stop` is set or the context ends."""
     executor = SingleThreadedExecutor()
     executor.add_node(node)

@@ -1,46 +1,50 @@
-"""From received messages to finished ones: synchronise, segment in one thread, draw overlays in another. No rclpy.
+"""From received messages to finished ones: synchronise, perceive in one thread, draw overlays in another. No rclpy.
 
-The segmented cloud is published first and never waits for an overlay; a camera never holds a cloud up for longer than
+Clouds and boxes are published first and never wait for an overlay; a camera never holds a cloud up for longer than
 `sync.timeout_ms`.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from lima_core.data.rig import CameraMount, Rig
-from lima_core.data.ros_cloud import CloudError, CloudPoints, cloud_points
+from lima_core.data.ros_cloud import CloudError, CloudPoints
 from lima_ros import convert, health
+from lima_ros.intake import Intake
 from lima_ros.overlay import OverlayError, camera_view, extrinsics, overlay_jpeg
-from lima_ros.parameters import Resolved
+from lima_ros.parameters import Parameter, ParameterError, Resolved, Value
+from lima_ros.results import Publisher, Results, filtered_classes
+from lima_ros.sweeps import SweepHistory
 from lima_ros.synchronizer import SyncedSweep, Synchronizer, windows_of
-from lima_ros.transforms import PoseBuffer
+from lima_ros.transforms import EitherPoses, PoseBuffer, Poses
 from lima_ros.worker import SHUTDOWN, LatestWorker
 
+NO_SET = "no_set"  # why a camera has no image, and its sweep is dropped: message_filters made no set of it
+WITHOUT_POSES = ": overlays without ego-motion, no past sweeps"
 STAGES = ("preprocess", "inference", "postprocess", "total", "cyclic", "sync_spread")
 
 
-class Outputs(Protocol):
-    """Where results go; called from the pipeline's threads."""
+def swept(mounts: Sequence[CameraMount], settings: Resolved) -> Synchronizer:
+    """The synchroniser of sync.policy sweep."""
+    return Synchronizer(windows_of(mounts, settings["sync.tolerance_ms"]), settings["sync.timeout_ms"])
 
-    def publish_cloud(self, msg: Any) -> None:
-        """A segmented cloud."""
 
-    def publish_overlay(self, camera: str, msg: Any) -> None:
-        """A CompressedImage with the segmentation drawn in."""
+def overlay_topic(camera: str) -> str:
+    """Topic of a camera's overlay below ~/output/."""
+    return f"{camera}/overlay/compressed"
 
-    def overlay_wanted(self, camera: str) -> bool:
-        """True when somebody listens to this camera's overlay."""
+
+class Outputs(Publisher, Protocol):
+    """Where results go; called from the pipeline's threads. An overlay's topic is <camera>/overlay/compressed."""
 
     def publish_ms(self, stage: str, value: float) -> None:
         """Duration of one of STAGES."""
-
-    def warn(self, text: str) -> None:
-        """Something is wrong with the input."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +68,53 @@ class Drawing:
 class Pipeline:
     """All that happens between input and output of the perception node; the `on_*` methods belong to one thread.
 
-    `predictor` as lima_core.predict.Predictor; `rig` None = LiDAR only.
+    `predictor` as lima_core.predict.Predictor; `rig` None = LiDAR only. `tf`: tf_node.TfPoses, where /tf is heard;
+    `make_sync`: filters_node.factory(...), else synchronizer.Synchronizer.
     """
 
-    def __init__(self, predictor: Any, rig: Rig | None, settings: Resolved, outputs: Outputs) -> None:
+    def __init__(
+        self,
+        predictor: Any,
+        rig: Rig | None,
+        settings: Resolved,
+        outputs: Outputs,
+        tf: Poses | None = None,
+        make_sync: Callable[[Sequence[CameraMount], Resolved], Any] | None = None,
+    ) -> None:
         self.predictor, self._rig, self._settings, self._out = predictor, rig, settings, outputs
         with_cameras = rig is not None and settings["overlay.enabled"] != "never"
         self.mounts: dict[str, CameraMount] = {m.name: m for m in rig.cameras} if with_cameras else {}
-        self._scale = settings["intensity_scale"] or (rig.intensity_scale if rig else 255.0)
-        self._rgb = np.zeros((256, 3), np.uint8)  # points without a label are black
-        self._rgb[: len(predictor.colors)] = predictor.colors
+        self.results = Results(predictor, settings, outputs)
+        self._intake = Intake(predictor.meta.get("inputs", {}), rig, settings, outputs.warn)
         self.ledger = health.Ledger(self.mounts)
-        self._poses = PoseBuffer(settings["odometry.max_gap_ms"], settings["odometry.max_extrapolation_ms"])
-        windows = windows_of(list(self.mounts.values()), settings["sync.tolerance_ms"])
-        self._sync = Synchronizer(windows, settings["sync.timeout_ms"])
+        self._odometry = PoseBuffer(settings["odometry.max_gap_ms"], settings["odometry.max_extrapolation_ms"])
+        self._tf, self._poses = tf, self._choose_poses(tf)
+        self._sync = (make_sync or swept)(list(self.mounts.values()), settings)
         self._infos: dict[str, Any] = {}
-        self._intensity: str | None = "unknown"
+        self._history = self._make_history()
         self._published_s: float | None = None
-        self._segmenter = LatestWorker("segment", self._segment, self._drop_sweep, self._sweep_failed)
+        self._frame_id = ""
+        self._perceiver = LatestWorker("perceive", self._perceive, self._drop_sweep, self._sweep_failed)
         self._painter = LatestWorker("overlay", self._draw, self._drop_drawing, self._drawing_failed)
+
+    @property
+    def wants_poses(self) -> bool:
+        """True where the vehicle's motion is needed: overlays, past sweeps, motion inside a sweep."""
+        return bool(self.mounts) or self._history.count > 1 or bool(self._settings["sweeps.deskew"])
+
+    @property
+    def wants_odometry(self) -> bool:
+        """True where poses are needed that may come from odometry."""
+        return self.wants_poses and self._poses is not self._tf
+
+    def check_change(self, parameter: Parameter, value: Value) -> None:
+        """Raises ParameterError where a parameter cannot take a (checked) value while the network is loaded."""
+        if not parameter.live:
+            raise ParameterError(
+                f"parameter {parameter.name} is fixed while the node is configured; deactivate and clean up first"
+            )
+        if parameter.name == "filter.classes":
+            filtered_classes(str(value), self.predictor.class_names)
 
     @property
     def waiting(self) -> bool:
@@ -92,8 +124,13 @@ class Pipeline:
     def on_cloud(self, msg: Any) -> None:
         """A PointCloud2 has come."""
         now_s = time.monotonic()
-        sweep = Sweep(self.ledger.receive(now_s), msg)
+        sweep, jumps = Sweep(self.ledger.receive(now_s), msg), self._sync.time_jumps
         self._forward(self._sync.add_sweep(convert.stamp_ns(msg.header.stamp), sweep, now_s))
+        if self._sync.time_jumps != jumps:
+            self._history.reset()
+            if self._tf is not None:  # the odometry starts over by itself
+                self._tf.reset()
+        self._frame_id = msg.header.frame_id
 
     def on_image(self, camera: str, msg: Any) -> None:
         """An Image or CompressedImage of `camera` has come; it is decoded later, and only if drawn."""
@@ -106,17 +143,33 @@ class Pipeline:
     def on_odometry(self, msg: Any) -> None:
         """An Odometry of the vehicle has come."""
         try:
-            self._poses.add(convert.stamp_ns(msg.header.stamp), convert.pose_from_odometry(msg))
+            pose = convert.pose_from_odometry(msg)
         except ValueError as error:
             self._out.warn(f"odometry ignored: {error}")
+            return
+        self._odometry.frame_id = msg.header.frame_id
+        self._odometry.add(convert.stamp_ns(msg.header.stamp), pose)
+
+    def on_click(self, msg: Any) -> None:
+        """A PointStamped has come: ~/output/similarity compares with the point nearest to it from now on."""
+        if msg.header.frame_id != self._frame_id:
+            self._out.warn(
+                f"clicked point ignored: it is in frame {msg.header.frame_id!r}, the cloud in {self._frame_id!r}; "
+                "set RViz' fixed frame to the LiDAR's"
+            )
+            return
+        self.results.ask(np.array([msg.point.x, msg.point.y, msg.point.z]))
 
     def poll(self) -> None:
         """Lets sweeps go whose images are overdue."""
         self._forward(self._sync.poll(time.monotonic()))
 
     def reset(self) -> None:
-        """Forgets images and poses; waiting sweeps go on with what they have."""
+        """Forgets all that came before; waiting sweeps go on with the images they have."""
         self._poses.reset()
+        self._history.reset()
+        self._intake.reset()
+        self.results.reset()
         self._forward(self._sync.reset())
 
     def drop_waiting(self, reason: str) -> None:
@@ -127,61 +180,83 @@ class Pipeline:
     def close(self) -> None:
         """Drops what waits, finishes what runs and ends the threads; may be called again."""
         self.drop_waiting(SHUTDOWN)
-        self._segmenter.stop()
+        self._perceiver.stop()
         self._painter.stop()
 
     def facts(self) -> dict[str, object]:
         """What diagnostics say beside the counts."""
         return {
             "device": str(self.predictor.device),
-            "intensity_field": self._intensity or "none: the network gets 0",
-            "odometry": "received" if len(self._poses) else "none: overlays without ego-motion",
+            **self._intake.facts(),
+            "odometry": "received" if len(self._odometry) else "none" + ("" if self._tf else WITHOUT_POSES),
+            **({"tf": f"{self._tf.frame_id} <- {self._rig.base_frame}"} if self._tf else {}),
             "time_jumps": self._sync.time_jumps,
+            **({"sweeps": health.events_text(self._history.counts)} if self._history.counts else {}),
+            **{f"left_out.{index}": line for index, line in enumerate(self.results.left_out)},
         }
 
     def _forward(self, finished: list[SyncedSweep]) -> None:
         """Sweeps that left the synchroniser go to the network."""
         for synced in finished:
+            if NO_SET in synced.missing.values():
+                self._drop_sweep(synced, NO_SET)
+                continue
             for camera in synced.images:
                 self.ledger.note(camera, "matched")
             for camera, reason in synced.missing.items():
                 self.ledger.note(camera, f"missed.{reason}")
-            self._segmenter.submit(synced)
+            self._perceiver.submit(synced)
 
-    # ---- in the segmentation thread
+    def _choose_poses(self, tf: Poses | None) -> Poses:
+        if tf is None:
+            return self._odometry
+        return tf if self._settings["transforms"] == "tf" else EitherPoses(self._odometry, tf)
 
-    def _segment(self, synced: SyncedSweep) -> None:
+    def _make_history(self) -> SweepHistory:
+        """Past sweeps for a detector; without a rig there are no poses of the LiDAR and so only the current one."""
+        count = (self._settings["sweeps.count"] or self.predictor.sweeps) if self.predictor.detection_names else 1
+        if count > 1 and self._rig is None:
+            self._out.warn(f"the detector wants {count} sweeps, but without a rig it gets one: set the parameter rig")
+            count = 1
+        base_from_lidar = self._rig.base_from_lidar if self._rig else None
+        return SweepHistory(self._poses, base_from_lidar, count, self._settings["sweeps.max_age_ms"] / 1e3)
+
+    # ---- in the network's thread
+
+    def _perceive(self, synced: SyncedSweep) -> None:
         sweep, started_s = synced.sweep, time.monotonic()
         try:
-            cloud = cloud_points(sweep.message, self._scale)
+            cloud = self._intake.decode(sweep.message)
         except CloudError as error:
             self.ledger.drop(sweep.number, health.BAD_CLOUD)
             self._out.warn(f"cloud dropped: {error}")
             return
-        self._note_intensity(cloud)
+        points = self._intake.straightened(cloud, synced.stamp_ns, self._poses)
+        past = self._history.past(synced.stamp_ns)
+        self._history.add(synced.stamp_ns, points)
         decoded_s = time.monotonic()
-        result = self.predictor.segment(cloud.points)
+        found = self.predictor.perceive(points, past)
         inferred_s = time.monotonic()
-        colors = self._rgb[result.labels]
-        self._out.publish_cloud(
-            convert.segmentation_message(cloud, result.labels, result.probability, colors, sweep.message.header)
-        )
+        self.results.publish(sweep.message, cloud, found)
         now_s = time.monotonic()
         total_ms = self.ledger.publish(sweep.number, now_s)
-        self._start_drawing(synced, cloud, colors)
+        if found.segmentation is not None:
+            self._start_drawing(synced, cloud, self.results.colors_of(found.segmentation.labels))
+        self._report(started_s, decoded_s, inferred_s, now_s, total_ms, synced.spread_ms)
+        self.results.publish_features(cloud, sweep.message.header)
+        self._intake.look(cloud)
+
+    def _report(
+        self, started_s: float, decoded_s: float, inferred_s: float, now_s: float, total_ms: float, spread_ms: float
+    ) -> None:
         self._out.publish_ms("preprocess", (decoded_s - started_s) * 1e3)
         self._out.publish_ms("inference", (inferred_s - decoded_s) * 1e3)
         self._out.publish_ms("postprocess", (now_s - inferred_s) * 1e3)
         self._out.publish_ms("total", total_ms)
-        self._out.publish_ms("sync_spread", synced.spread_ms)
+        self._out.publish_ms("sync_spread", spread_ms)
         if self._published_s is not None:
             self._out.publish_ms("cyclic", (now_s - self._published_s) * 1e3)
         self._published_s = now_s
-
-    def _note_intensity(self, cloud: CloudPoints) -> None:
-        if cloud.intensity_field is None and self._intensity is not None:
-            self._out.warn("the cloud has no intensity field: the network gets 0 and will label worse")
-        self._intensity = cloud.intensity_field
 
     def _drop_sweep(self, synced: SyncedSweep, reason: str) -> None:
         self.ledger.drop(synced.sweep.number, reason)
@@ -193,7 +268,7 @@ class Pipeline:
 
     def _start_drawing(self, synced: SyncedSweep, cloud: CloudPoints, colors: np.ndarray) -> None:
         always = self._settings["overlay.enabled"] == "always"
-        wanted = tuple(camera for camera in synced.images if always or self._out.overlay_wanted(camera))
+        wanted = tuple(camera for camera in synced.images if always or self._out.wanted(overlay_topic(camera)))
         if wanted:
             self._painter.submit(Drawing(synced, cloud.points, colors, wanted))
 
@@ -214,7 +289,7 @@ class Pipeline:
         radius, quality = self._settings["overlay.point_radius_px"], self._settings["overlay.jpeg_quality"]
         jpeg = overlay_jpeg(view, drawing.points, drawing.colors, radius, quality)
         frame_id = image.message.header.frame_id
-        self._out.publish_overlay(mount.name, convert.compressed_message(jpeg, image.stamp_ns, frame_id))
+        self._out.publish(overlay_topic(mount.name), convert.compressed_message(jpeg, image.stamp_ns, frame_id))
         self.ledger.note(mount.name, "overlay.drawn" if moving else "overlay.drawn_without_odometry")
 
     def _drop_drawing(self, drawing: Drawing, reason: str) -> None:

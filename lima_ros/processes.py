@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lima_ros.bringup import NodeSpec, command
+from lima_ros.node_spec import NodeSpec, command
 
 
 class Process:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
+from typing import Protocol
 
 import numpy as np
 
@@ -14,11 +15,23 @@ class PoseError(ValueError):
     """No pose is known for a stamp; the message says which stamps are."""
 
 
+class Poses(Protocol):
+    """Where the vehicle was: `PoseBuffer`, `tf_node.TfPoses` or `EitherPoses`. Safe for several threads."""
+
+    frame_id: str  # the world that the poses are in; empty while it is not known
+
+    def world_from_base(self, stamp_ns: int) -> np.ndarray:
+        """(4, 4) float64 pose at a stamp. Raises PoseError where it is not known."""
+
+    def reset(self) -> None:
+        """Forgets every pose."""
+
+
 class PoseBuffer:
     """Poses world_from_base of the last `history_s` seconds, fed in order of time; safe for two threads.
 
     `max_gap_ms`: longest time between two poses that is interpolated across. `max_extrapolation_ms`: how far beyond
-    the newest pose its motion is continued. A stamp that goes backwards starts over.
+    the newest pose its motion is continued. A stamp that goes backwards starts over. `frame_id`: the world they are in.
     """
 
     def __init__(self, max_gap_ms: float = 600.0, max_extrapolation_ms: float = 50.0, history_s: float = 10.0) -> None:
@@ -28,6 +41,7 @@ class PoseBuffer:
         self._poses: list[np.ndarray] = []
         self._lock = threading.Lock()
         self.resets = 0
+        self.frame_id = ""
 
     def __len__(self) -> int:
         return len(self._stamps)
@@ -83,13 +97,49 @@ class PoseBuffer:
         return se3.interpolate(before, poses[-1], 1.0 + ahead / self._ahead_ns)
 
 
+class EitherPoses:
+    """`first` where it knows the stamp, else `second`; only `first`, once it has poses, where their worlds differ.
+
+    Two poses of one computation may come from both: in different worlds (odom, map) they would not fit together.
+    """
+
+    def __init__(self, first: PoseBuffer, second: Poses) -> None:
+        self._first, self._second = first, second
+
+    @property
+    def frame_id(self) -> str:
+        """World of the one that is asked first."""
+        return self._first.frame_id if len(self._first) else self._second.frame_id
+
+    def world_from_base(self, stamp_ns: int) -> np.ndarray:
+        """(4, 4) pose at a stamp. Raises PoseError with both reasons."""
+        try:
+            return self._first.world_from_base(stamp_ns)
+        except PoseError as error:
+            if len(self._first) and self._first.frame_id != self._second.frame_id:
+                raise PoseError(
+                    f"{error}; tf is not asked, its world is {self._second.frame_id!r}, the odometry's "
+                    f"{self._first.frame_id!r}: make world_frame of the rig the same, or choose transforms: tf"
+                ) from error
+            reason = error
+        try:
+            return self._second.world_from_base(stamp_ns)
+        except PoseError as error:
+            raise PoseError(f"{reason}; {error}") from error
+
+    def reset(self) -> None:
+        """Forgets every pose of both."""
+        self._first.reset()
+        self._second.reset()
+
+
 def static_camera_from_lidar(base_from_camera: np.ndarray, base_from_lidar: np.ndarray) -> np.ndarray:
     """(4, 4) camera_from_lidar of a vehicle that stands still: the mounting alone."""
     return se3.inverse(base_from_camera) @ base_from_lidar
 
 
 def camera_from_lidar(
-    poses: PoseBuffer, base_from_camera: np.ndarray, base_from_lidar: np.ndarray, camera_ns: int, lidar_ns: int
+    poses: Poses, base_from_camera: np.ndarray, base_from_lidar: np.ndarray, camera_ns: int, lidar_ns: int
 ) -> np.ndarray:
     """(4, 4): a point of the sweep at `lidar_ns` -> the camera at its own stamp, ego-motion between them included.
 

@@ -46,7 +46,10 @@ class Image:
         """(H, W, 3) uint8 RGB. Raises ImageError when the bytes are no picture."""
         if self._pixels is None:
             buffer = np.frombuffer(self._encoded, np.uint8)
-            bgr = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(buffer) else None
+            try:
+                bgr = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(buffer) else None
+            except cv2.error:  # a header that claims more pixels than OpenCV takes
+                bgr = None
             if bgr is None:
                 raise ImageError(f"{self.source}: {len(buffer)} bytes are not a readable JPEG or PNG")
             self._pixels = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

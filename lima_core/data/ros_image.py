@@ -13,78 +13,154 @@ import numpy as np
 from lima_core.data.frame import Image, ImageError
 from lima_core.geometry.camera import NO_DISTORTION, Distortion
 
-CHANNELS = {"rgb8": 3, "bgr8": 3, "8UC3": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "8UC1": 1}
-TO_RGB = {
-    "bgr8": cv2.COLOR_BGR2RGB,
-    "8UC3": cv2.COLOR_BGR2RGB,
-    "rgba8": cv2.COLOR_RGBA2RGB,
-    "bgra8": cv2.COLOR_BGRA2RGB,
-    "mono8": cv2.COLOR_GRAY2RGB,
-    "8UC1": cv2.COLOR_GRAY2RGB,
+# encoding -> channels, bytes per channel, OpenCV's conversion to RGB (None = it is RGB)
+ENCODINGS: dict[str, tuple[int, int, int | None]] = {
+    "rgb8": (3, 1, None),
+    "bgr8": (3, 1, cv2.COLOR_BGR2RGB),
+    "8UC3": (3, 1, cv2.COLOR_BGR2RGB),
+    "rgba8": (4, 1, cv2.COLOR_RGBA2RGB),
+    "bgra8": (4, 1, cv2.COLOR_BGRA2RGB),
+    "mono8": (1, 1, cv2.COLOR_GRAY2RGB),
+    "8UC1": (1, 1, cv2.COLOR_GRAY2RGB),
+    "mono16": (1, 2, cv2.COLOR_GRAY2RGB),
+    # two pixels share one U and one V; sensor_msgs has two names for each order
+    **dict.fromkeys(("yuv422", "uyvy"), (2, 1, cv2.COLOR_YUV2RGB_UYVY)),
+    **dict.fromkeys(("yuv422_yuy2", "yuyv"), (2, 1, cv2.COLOR_YUV2RGB_YUY2)),
     # ROS names a mosaic by its first two rows, OpenCV by the second and third pixel of the second row
-    "bayer_rggb8": cv2.COLOR_BayerBG2RGB,
-    "bayer_bggr8": cv2.COLOR_BayerRG2RGB,
-    "bayer_gbrg8": cv2.COLOR_BayerGR2RGB,
-    "bayer_grbg8": cv2.COLOR_BayerGB2RGB,
+    **{
+        f"bayer_{pattern}{8 * size}": (1, size, code)
+        for size in (1, 2)
+        for pattern, code in (
+            ("rggb", cv2.COLOR_BayerBG2RGB),
+            ("bggr", cv2.COLOR_BayerRG2RGB),
+            ("gbrg", cv2.COLOR_BayerGR2RGB),
+            ("grbg", cv2.COLOR_BayerGB2RGB),
+        )
+    },
 }
+MAX_PIXELS = 2**26  # 67 megapixels, 200 MB: a few bytes of JPEG can claim 900, which takes 5 GB and half a minute
+ROTATION_TOLERANCE = 1e-4  # in each number of R; 0.1 mrad is a tenth of a pixel at 1000 pixels of focal length
 
 
 def image_from_message(msg: Any, source: str) -> Image:
     """CompressedImage (decoded later, on first use) or raw Image -> `Image`; `source` names the topic in errors.
 
-    Raises ImageError when a raw image has an unknown encoding or too few bytes.
+    Raises ImageError when a raw image has an unknown encoding, an impossible size or too few bytes, or a compressed
+    one claims more than MAX_PIXELS.
     """
     if hasattr(msg, "format"):
         if "compressedDepth" in msg.format:
             raise ImageError(f"{source}: {msg.format!r} is a depth image, not a picture")
-        return Image(encoded=bytes(msg.data), source=source)
+        data = bytes(msg.data)
+        width, height = _claimed_size(data)
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"{source}: {len(data)} bytes claim {width} x {height}, more than {MAX_PIXELS} pixels")
+        return Image(encoded=data, source=source)
     return Image(pixels=_pixels(msg, source), source=source)
+
+
+def _claimed_size(data: bytes) -> tuple[int, int]:
+    """(width, height) by the header of a JPEG (ITU-T T.81, B.2) or PNG; 0, 0 for what has none, which fails later."""
+    if data.startswith(b"\x89PNG"):
+        return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    at = data.find(b"\xff", 2) if data.startswith(b"\xff\xd8") else -1
+    while 0 <= at < len(data) - 9:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a start of frame, no table
+            return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
+        alone = marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9  # no length follows
+        at += 1 if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at = data.find(b"\xff", at)
+    return 0, 0
 
 
 def _pixels(msg: Any, source: str) -> np.ndarray:
     """Raw Image -> (H, W, 3) uint8 RGB of its own; padding at the end of each row is left out."""
-    channels = 1 if msg.encoding.startswith("bayer_") and msg.encoding in TO_RGB else CHANNELS.get(msg.encoding)
-    if channels is None:
-        known = sorted({"rgb8", *TO_RGB})
-        raise ImageError(f"{source}: encoding {msg.encoding!r} is not supported; supported: {', '.join(known)}")
-    if msg.width == 0 or msg.height == 0 or msg.step < msg.width * channels:
-        raise ImageError(f"{source}: {msg.width} x {msg.height} {msg.encoding} with step {msg.step} is no picture")
+    if msg.encoding not in ENCODINGS:
+        known = ", ".join(sorted(ENCODINGS))
+        raise ImageError(f"{source}: encoding {msg.encoding!r} is not supported; supported: {known}")
+    channels, size, code = ENCODINGS[msg.encoding]
+    _check_size(msg, channels * size, source)
+    # of 16 bits the high byte is taken: pictures are shown and learned from in 8 bits
+    high = 0 if size == 1 or msg.is_bigendian else 1
+    shape, strides = (msg.height, msg.width, channels), (msg.step, channels * size, size)
+    view = np.ndarray(shape, np.uint8, msg.data, high, strides)
+    return view.copy() if code is None else cv2.cvtColor(np.ascontiguousarray(view), code)
+
+
+def _check_size(msg: Any, pixel_bytes: int, source: str) -> None:
+    """Raises ImageError unless all pixels lie inside `data` and the encoding can have this size."""
+    what = f"{source}: {msg.width} x {msg.height} {msg.encoding}"
+    if msg.width == 0 or msg.height == 0 or msg.step < msg.width * pixel_bytes:
+        raise ImageError(f"{what} with step {msg.step} is no picture; a row has {msg.width * pixel_bytes} bytes")
     if len(msg.data) < msg.step * msg.height:
         raise ImageError(f"{source}: {len(msg.data)} bytes, but step {msg.step} * height {msg.height} needs more")
-    shape, strides = (msg.height, msg.width, channels), (msg.step, channels, 1)
-    view = np.ndarray(shape, np.uint8, msg.data, 0, strides)
-    return view.copy() if msg.encoding == "rgb8" else cv2.cvtColor(view, TO_RGB[msg.encoding])
+    if msg.encoding.startswith("bayer_") and min(msg.width, msg.height) < 3:
+        raise ImageError(f"{what} is too small: colours of a mosaic need 3 x 3 pixels")
+    if ENCODINGS[msg.encoding][0] == 2 and msg.width % 2:
+        raise ImageError(f"{what} has an odd width: two pixels share their colour")
 
 
 def camera_from_info(msg: Any, rectified: bool = False) -> tuple[np.ndarray, Distortion, tuple[int, int]]:
     """CameraInfo -> K (3, 3) float64, distortion, (width, height) in pixels.
 
     `rectified`: the picture is an `image_rect*`, so that the projection matrix P holds and there is no distortion.
-    Raises ValueError naming what is invalid.
+    R must then be a rotation by nothing, or all zero, which drivers send for "not rectified". Raises ValueError
+    naming what is invalid.
     """
     size = (int(msg.width), int(msg.height))
     if min(size) <= 0:
         raise ValueError(f"CameraInfo has size {size[0]} x {size[1]}")
-    if msg.binning_x > 1 or msg.binning_y > 1 or msg.roi.width not in (0, size[0]) or msg.roi.x_offset:
+    if msg.binning_x > 1 or msg.binning_y > 1 or _is_part(msg.roi, size):
         raise ValueError("CameraInfo with binning or a region of interest is not supported: send the full picture")
     distortion = _distortion(msg)
-    K = _intrinsics(np.array(msg.k, np.float64).reshape(3, 3), "K")
+    K = _intrinsics(_matrix(msg.k, "K", (3, 3)), "K", size)
     if rectified:
-        P = np.array(msg.p, np.float64).reshape(3, 4)
+        P = _matrix(msg.p, "P", (3, 4))
         if P.any():
-            return _intrinsics(P[:, :3], "P"), NO_DISTORTION, size
+            _check_rectification(_matrix(msg.r, "R", (3, 3)))
+            return _intrinsics(P[:, :3], "P", size), NO_DISTORTION, size
         if distortion.model != "none":
             raise ValueError("CameraInfo of a rectified picture has distortion but P is zero: calibrate and fill P")
     return K, distortion, size
 
 
-def _intrinsics(matrix: np.ndarray, name: str) -> np.ndarray:
-    """(3, 3) checked: finite, positive focal lengths, last row 0 0 1."""
-    if not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0 or (matrix[2] != (0, 0, 1)).any():
+def _is_part(roi: Any, size: tuple[int, int]) -> bool:
+    """True when the region of interest is not the whole picture; all zero means whole."""
+    return bool(roi.x_offset or roi.y_offset or roi.width not in (0, size[0]) or roi.height not in (0, size[1]))
+
+
+def _matrix(values: Any, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """Row-major numbers of a message -> float64 of `shape`."""
+    matrix = np.array(values, np.float64)
+    if matrix.size != shape[0] * shape[1]:
+        raise ValueError(f"CameraInfo.{name} has {matrix.size} numbers; it is {shape[0]} x {shape[1]}")
+    return matrix.reshape(shape)
+
+
+def _intrinsics(matrix: np.ndarray, name: str, size: tuple[int, int]) -> np.ndarray:
+    """(3, 3) checked: finite, positive focal lengths, lower triangle 0, principal point inside the picture."""
+    focal, below = (matrix[0, 0], matrix[1, 1]), (matrix[1, 0], *matrix[2])
+    if not np.isfinite(matrix).all() or min(focal) <= 0 or below != (0, 0, 0, 1):
         raise ValueError(
             f"CameraInfo.{name} is not a calibration: {matrix.ravel().tolist()}; is the camera calibrated?"
         )
+    if not (0 <= matrix[0, 2] <= size[0] and 0 <= matrix[1, 2] <= size[1]):
+        raise ValueError(
+            f"CameraInfo.{name} has its principal point at {matrix[0, 2]:g}, {matrix[1, 2]:g}, outside of "
+            f"{size[0]} x {size[1]} pixels; was the camera calibrated at another resolution?"
+        )
     return matrix
+
+
+def _check_rectification(R: np.ndarray) -> None:
+    """Raises ValueError where R is no rotation, or one that turns: the mount of a rectified camera has no turn."""
+    if not R.any():
+        return
+    if not np.isfinite(R).all() or np.abs(R @ R.T - np.eye(3)).max() > ROTATION_TOLERANCE or np.linalg.det(R) < 0:
+        raise ValueError(f"CameraInfo.R is not a rotation: {R.ravel().tolist()}; one camera alone has the identity")
+    if np.abs(R - np.eye(3)).max() > ROTATION_TOLERANCE:
+        raise ValueError("CameraInfo.R turns the picture (a stereo pair), which is not supported: use the raw picture")
 
 
 def _distortion(msg: Any) -> Distortion:

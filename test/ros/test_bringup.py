@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 import yaml
 
+from bags import BagWriter
 from lima_core.data.nuscenes import NuScenes
 from lima_core.data.rig import Rig, RigError
 from lima_core.geometry import se3
 from lima_core.paths import config_dir
-from lima_ros import bringup
+from lima_ros import bringup, viewers
+from lima_ros.node_spec import NodeSpec, command
+from lima_ros.parameters import resolve
+from lima_ros.player import PARAMETERS as PLAYER_PARAMETERS
 from lima_ros.processes import Process, running
 
 HANGING = """
@@ -52,7 +56,7 @@ def test_command_is_what_launch_ros_builds(tmp_path: Path, monkeypatch: pytest.M
     executable = tmp_path / "lib" / "lima_ros" / "some_node"
     executable.parent.mkdir(parents=True)
     executable.touch()
-    spec = bringup.NodeSpec(
+    spec = NodeSpec(
         "some_node",
         "me",
         "robot",
@@ -60,7 +64,7 @@ def test_command_is_what_launch_ros_builds(tmp_path: Path, monkeypatch: pytest.M
         remappings=(("~/in", "/out"),),
         ros_arguments=("--log-level", "warn"),
     )
-    line = bringup.command(spec, tmp_path)
+    line = command(spec, tmp_path)
     assert line == [
         *[str(executable), "--ros-args", "--log-level", "warn", "-r", "__node:=me", "-r", "__ns:=/robot"],
         *["--params-file", "/etc/some.yaml", "--params-file", str(tmp_path / "me.parameters.1.yaml")],
@@ -73,7 +77,7 @@ def test_command_is_what_launch_ros_builds(tmp_path: Path, monkeypatch: pytest.M
 
 def test_command_without_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
-    line = bringup.command(bringup.NodeSpec("player_node", "player"), tmp_path)
+    line = command(NodeSpec("player_node", "player"), tmp_path)
     assert line == [sys.executable, "-m", "lima_ros.player_node", "--ros-args", "-r", "__node:=player"]
 
 
@@ -97,7 +101,7 @@ def test_launch_arguments_win_over_the_parameter_file(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("/**: {ros__parameters: {checkpoint: mine, device: cuda}}")
     (spec,) = bringup.perception_graph(params_file=str(own), device="cpu")
-    values = written(bringup.command(spec, tmp_path))
+    values = written(command(spec, tmp_path))
     assert (values["checkpoint"], values["device"]) == ("mine", "cpu")
 
 
@@ -125,6 +129,91 @@ def test_replay_graph_takes_the_rig_of_its_source(tmp_path: Path, monkeypatch: p
     assert perception.parameters[1]["use_sim_time"] is True
     assert (player.namespace, player.ros_arguments) == ("car", ("--log-level", "debug"))
     assert player.parameters[0]["rate"] == 0.5
+
+
+def test_a_shipped_rig_is_known_by_name_to_the_player_too() -> None:
+    _, player = bringup.replay_graph("street:3", rig="nuscenes")
+    assert player.parameters[0]["wait_for"] == "/LIDAR_TOP"
+
+
+@pytest.mark.parametrize(("loop", "loops"), [(False, 1), (True, 0)])
+def test_a_bag_brings_its_player_its_rig_and_its_time(
+    loop: bool, loops: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.transforms("/tf_static", 0, ("base_link", "lidar", np.eye(4)))
+        bag.odometry("/odom", 0, np.eye(4))
+        bag.cloud("/points", 0, "lidar", **{axis: np.zeros(1, np.float32) for axis in "xyz"})
+    perception, player = bringup.launch_graph(str(tmp_path / "bag"), 0.5, loop, use_sim_time=False, namespace="car")
+    assert dict(perception.remappings)["~/input/pointcloud"] == "/points"
+    assert perception.parameters[1]["use_sim_time"] is True
+    settings = player.parameters[0]
+    assert (settings["source"], settings["rate"], settings["loops"]) == (str(tmp_path / "bag"), 0.5, loops)
+    assert (settings["wait_for"], player.namespace) == ("/points", "car")
+    assert resolve(settings, PLAYER_PARAMETERS).foreign == ()
+
+
+def test_without_a_bag_the_sensors_are_live() -> None:
+    (perception,) = bringup.launch_graph()
+    assert Path(perception.parameters[1]["rig"]).name == "nuscenes.yaml"
+    assert perception.parameters[1]["use_sim_time"] is False
+    for given in ({"rate": 0.5}, {"loop": True}):
+        with pytest.raises(ValueError, match="rate and loop belong to a bag: give bag:="):
+            bringup.launch_graph(**given)
+    with pytest.raises(ValueError, match="'no_bag' is neither street:<seed> nor a folder"):
+        bringup.launch_graph("no_bag")
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefix with both viewers in it."""
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
+    for name in ("rviz2", "foxglove_bridge"):
+        (tmp_path / "lib" / name).mkdir(parents=True)
+        (tmp_path / "lib" / name / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("given", "packages"),
+    [
+        ({}, []),
+        ({"visualize": "none"}, []),
+        ({"visualize": "rviz"}, ["rviz2"]),
+        ({"rviz": True}, ["rviz2"]),
+        ({"visualize": "rviz", "rviz": True}, ["rviz2"]),
+        ({"visualize": "foxglove"}, ["foxglove_bridge"]),
+        ({"visualize": "foxglove", "rviz": True}, ["foxglove_bridge", "rviz2"]),
+    ],
+)
+def test_viewers_that_are_asked_for(installed: None, given: dict, packages: list[str]) -> None:
+    perception, *shown = bringup.perception_graph(use_sim_time=True, **given)
+    assert perception.package == "lima_ros"
+    assert [spec.package for spec in shown] == packages
+    for spec in shown:
+        assert spec.parameters == ({"use_sim_time": True},)
+        assert spec.env == perception.env
+
+
+@pytest.mark.parametrize(("name", "package"), [("rviz", "rviz2"), ("foxglove", "foxglove_bridge")])
+def test_a_viewer_that_is_not_installed_is_left_out(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AMENT_PREFIX_PATH", "/nowhere")
+    assert len(bringup.perception_graph(visualize=name)) == 1
+    assert f"the package {package} is not installed; sudo apt install ros-$ROS_DISTRO-" in caplog.text
+    with pytest.raises(ValueError, match="visualize is 'rvix'; choose rviz, foxglove or none"):
+        bringup.perception_graph(visualize="rvix")
+
+
+def test_rviz_looks_where_the_namespace_has_put_the_topics() -> None:
+    spec = viewers.rviz_node("/car/", False, "LIDAR_TOP", {})
+    assert spec.arguments == ("-d", str(config_dir() / "rviz" / "perception.rviz"), "-f", "LIDAR_TOP")
+    moved = dict(spec.remappings)
+    assert moved["/perception/output/segmentation"] == "/car/perception/output/segmentation"
+    assert moved["/perception/output/CAM_BACK/overlay/compressed"].startswith("/car/")
+    assert "/gt/segmentation" not in moved  # the player's topics have no namespace
+    assert viewers.rviz_node("", False, "LIDAR_TOP", {}).remappings == ()
 
 
 def test_environment(tmp_path: Path) -> None:
@@ -157,8 +246,9 @@ def test_the_two_profiles_differ_in_the_whitelist_alone() -> None:
 
 
 def test_text_of_launch_arguments_becomes_values() -> None:
-    given = {"rviz": "True", "autostart": "false", "rate": "0.5", "loops": "3", "rig": "1"}
-    assert bringup.typed(given) == {"rviz": True, "autostart": False, "rate": 0.5, "loops": 3, "rig": "1"}
+    given = {"rviz": "True", "loop": "false", "rate": "0.5", "loops": "3", "rig": "1", "visualize": "none"}
+    values = {"rviz": True, "loop": False, "rate": 0.5, "loops": 3, "rig": "1", "visualize": "none"}
+    assert bringup.typed(given) == values
     with pytest.raises(ValueError, match="launch argument rviz:=yes: use true or false"):
         bringup.typed({"rviz": "yes"})
     with pytest.raises(ValueError, match="launch argument rate:=fast"):
@@ -189,12 +279,12 @@ def test_shipped_nuscenes_rig_is_that_of_the_data(shared: Path) -> None:
         assert np.trace((se3.inverse(ours) @ theirs)[:3, :3]) > 3 - 1e-6  # cosine of the angle between them
 
 
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> bringup.NodeSpec:
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> NodeSpec:
     """A node of a package of its own, importable in the processes."""
     (tmp_path / "toys").mkdir(exist_ok=True)
     (tmp_path / "toys" / f"{name}.py").write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return bringup.NodeSpec(name, name, package="toys")
+    return NodeSpec(name, name, package="toys")
 
 
 def test_processes_are_stopped_by_sigint(

@@ -13,7 +13,7 @@ import pytest
 from lima_ros import bringup
 
 FOLDER = Path(__file__).resolve().parents[2] / "launch"
-GRAPHS = {"perception": bringup.perception_graph, "replay": bringup.replay_graph}
+GRAPHS = {"perception": bringup.launch_graph, "replay": bringup.replay_graph}
 
 
 @pytest.fixture(autouse=True)
@@ -44,19 +44,22 @@ def eval_literal(expression: ast.Expression) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_declared_arguments_are_what_the_graph_takes(name: str) -> None:
-    """Every declared argument is used, every default is valid, and the nav2 set of arguments is there."""
+    """Every declared argument is used, every default is valid, and the usual arguments are there."""
     declared = arguments(name)
     taken = inspect.signature(GRAPHS[name]).parameters
     inner = inspect.signature(bringup.perception_graph).parameters
     assert set(declared) <= set(taken) | set(inner)
     specs = GRAPHS[name](**bringup.typed(declared))
     assert specs[0].executable == "perception_node"
-    assert {"namespace", "params_file", "log_level", "rviz", "checkpoint", "device", "rig"} <= set(declared)
+    common = {"namespace", "params_file", "log_level", "visualize", "rviz", "checkpoint", "device", "rig", "rate"}
+    assert common <= set(declared)
+    assert name != "perception" or {"bag", "loop", "use_sim_time", "autostart"} <= set(declared)
 
 
 def test_defaults_are_those_of_the_graph() -> None:
     declared = bringup.typed(arguments("perception"))
-    defaults = {k: p.default for k, p in inspect.signature(bringup.perception_graph).parameters.items()}
+    signatures = [inspect.signature(graph).parameters for graph in (bringup.perception_graph, bringup.launch_graph)]
+    defaults = {name: parameter.default for taken in signatures for name, parameter in taken.items()}
     assert declared == {name: defaults[name] for name in declared}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lima_core.data.rig import CameraMount, Rig
-from lima_core.predict import Segmentation
+from lima_core.predict import Perception, Segmentation
 from lima_ros.parameters import resolve
 
 pytest.importorskip("sensor_msgs", reason="needs the ROS 2 message packages")
@@ -24,12 +24,14 @@ RIG = Rig("one", "/lidar", "lidar", np.eye(4), (CameraMount("CAM", "cam", "/cam/
 class Predictor:
     """Calls every point a 3; fails on clouds of 13 points."""
 
-    colors, device = np.full((16, 3), 50, np.uint8), "cpu"
+    colors, device, meta = np.full((16, 3), 50, np.uint8), "cpu", {"inputs": {}}
+    class_names, detection_names, sweeps = tuple(f"class {i}" for i in range(16)), (), 1
 
-    def segment(self, points):
+    def perceive(self, points, past):
         if len(points) == 13:
             raise RuntimeError("unlucky")
-        return Segmentation(np.full(len(points), 3, np.uint8), np.full(len(points), 0.5, np.float32))
+        labels = Segmentation(np.full(len(points), 3, np.uint8), np.full(len(points), 0.5, np.float32))
+        return Perception(labels, None)
 
 
 class Outputs:
@@ -37,18 +39,19 @@ class Outputs:
 
     def __init__(self):
         self.clouds, self.overlays, self.ms, self.warnings = [], [], [], []
-        self.gate, self.wanted = threading.Event(), True
+        self.gate, self.overlays_wanted = threading.Event(), True
         self.changed = threading.Condition()
 
-    def publish_cloud(self, msg):
-        self._keep(self.clouds, msg)
+    def publish(self, topic, msg):
+        if topic.endswith("overlay/compressed"):
+            assert self.gate.wait(10)
+            self._keep(self.overlays, msg)
+        else:
+            assert topic == "segmentation"
+            self._keep(self.clouds, msg)
 
-    def publish_overlay(self, camera, msg):
-        assert self.gate.wait(10)
-        self._keep(self.overlays, msg)
-
-    def overlay_wanted(self, camera):
-        return self.wanted
+    def wanted(self, topic):
+        return self.overlays_wanted and topic.endswith("overlay/compressed")
 
     def publish_ms(self, stage, value):
         self._keep(self.ms, (stage, value))
@@ -135,7 +138,7 @@ def test_a_failing_network_costs_one_sweep(run):
 
 def test_nothing_is_decoded_for_an_overlay_nobody_wants(run):
     one, out = run()
-    out.wanted = False
+    out.overlays_wanted = False
     one.on_image("CAM", image(0))
     one.on_cloud(cloud(0))
     out.wait(lambda: out.clouds)
@@ -218,7 +221,7 @@ def test_a_bad_pose_is_ignored_and_said(run):
 def test_the_scale_of_the_rig_reaches_the_network_and_raw_intensity_comes_out(run):
     seen = []
     one, out = run(rig=Rig("r", "/l", "l", np.eye(4), intensity_scale=4.0))
-    one.predictor.segment = lambda points: seen.append(points.copy()) or Predictor().segment(points)
+    one.predictor.perceive = lambda points, past: seen.append(points.copy()) or Predictor().perceive(points, past)
     one.on_cloud(cloud(0))
     out.wait(lambda: out.clouds)
     np.testing.assert_array_equal(seen[0][:, 3], np.float32([0, 0.25, 0.5, 0.75, 1.0]))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lima_core.geometry import se3
-from lima_ros.transforms import PoseBuffer, PoseError, camera_from_lidar, static_camera_from_lidar
+from lima_ros.transforms import EitherPoses, PoseBuffer, PoseError, camera_from_lidar, static_camera_from_lidar
 
 MS = 1_000_000
 
@@ -75,6 +75,56 @@ def test_old_poses_are_forgotten_and_equal_stamps_ignored():
     assert len(poses) == 11
     poses.add(5000 * MS, turn(3.0))
     np.testing.assert_array_equal(poses.world_from_base(5000 * MS), circle(5000))
+
+
+class Elsewhere:
+    """Knows 2 s only, at another place than `circle`; the world that it is in is `frame_id`."""
+
+    def __init__(self, frame_id):
+        self.frame_id, self.resets = frame_id, 0
+
+    def world_from_base(self, stamp_ns):
+        if stamp_ns != 2000 * MS:
+            raise PoseError("tf does not know")
+        return turn(0.0, x=-7.0)
+
+    def reset(self):
+        self.resets += 1
+
+
+def either(odometry_frame, tf_frame, **settings):
+    odometry = filled(**settings)
+    odometry.frame_id = odometry_frame
+    return odometry, EitherPoses(odometry, Elsewhere(tf_frame))
+
+
+def test_the_second_is_asked_where_the_first_does_not_know():
+    _, poses = either("map", "map")
+    np.testing.assert_array_equal(poses.world_from_base(500 * MS), circle(500))
+    np.testing.assert_array_equal(poses.world_from_base(2000 * MS), turn(0.0, x=-7.0))
+    with pytest.raises(PoseError, match=r"ms after the newest odometry; tf does not know"):
+        poses.world_from_base(3000 * MS)
+    assert poses.frame_id == "map"
+
+
+def test_poses_of_two_worlds_are_never_mixed():
+    """A camera placed by odometry and its sweep by tf would be off by the distance between odom and map."""
+    odometry, poses = either("odom", "map")
+    with pytest.raises(PoseError, match=r"its world is 'map', the odometry's 'odom'"):
+        poses.world_from_base(2000 * MS)
+    assert poses.frame_id == "odom"
+    odometry.reset()
+    np.testing.assert_array_equal(poses.world_from_base(2000 * MS), turn(0.0, x=-7.0))
+    assert poses.frame_id == "map"
+
+
+def test_before_any_odometry_the_second_alone_is_asked_and_reset_reaches_both():
+    odometry, second = PoseBuffer(), Elsewhere("map")
+    poses = EitherPoses(odometry, second)
+    np.testing.assert_array_equal(poses.world_from_base(2000 * MS), turn(0.0, x=-7.0))
+    odometry.add(0, turn(0.0))
+    poses.reset()
+    assert len(odometry) == 0 and second.resets == 1
 
 
 def test_ego_motion_between_lidar_and_camera_by_hand():

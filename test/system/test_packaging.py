@@ -23,6 +23,7 @@ SHARED_FILES = (
     "lima_ros/config/datasets/nuscenes.yaml",
     "lima_ros/config/rigs/nuscenes.yaml",
     "lima_ros/config/rviz/perception.rviz",
+    "lima_ros/config/foxglove/perception.json",
 )
 
 
