@@ -130,9 +130,9 @@ def diagnostics_message(status: Status, name: str, hardware_id: str, stamp_ns: i
 
 
 def descriptor(parameter: Parameter) -> ParameterDescriptor:
-    """Description and range of a parameter, fixed after the start."""
+    """Description and range of a parameter; what may change when is the node's business."""
     text = parameter.description + (f" ({' | '.join(parameter.choices)})" if parameter.choices else "")
-    out = ParameterDescriptor(name=parameter.name, description=text, read_only=True)
+    out = ParameterDescriptor(name=parameter.name, description=text)
     if parameter.low is not None and type(parameter.default) is float:
         out.floating_point_range = [FloatingPointRange(from_value=parameter.low, to_value=parameter.high)]
     elif parameter.low is not None:

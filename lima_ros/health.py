@@ -16,6 +16,7 @@ FAILURES = (BAD_CLOUD, FAILED)
 ADVICE = {
     BAD_CLOUD: "they contradict themselves; the log names the field or size at fault",
     FAILED: "the network failed on them; the log says how",
+    "no_set": "message_filters found no complete set; raise sync.timeout_ms or use sync.policy: sweep",
     "superseded": "a newer one came first; the network is slower than the LiDAR: use a GPU or a smaller network",
 }
 CAMERA_ADVICE = {
@@ -146,7 +147,7 @@ def status(account: Account, silent: Sequence[str] = (), **more: object) -> Stat
 def complaints(account: Account, silent: Sequence[str], facts: Mapping[str, object]) -> list[str]:
     """What is wrong and what mends it, a line each: silent inputs, findings, drops; empty where all is well."""
     lines = list(silent)
-    lines += [str(value) for key, value in facts.items() if key.startswith(("input.", "left_out."))]
+    lines += [str(value) for key, value in facts.items() if key.startswith("input.")]
     if account.received == 0 and not silent:
         lines.append("no cloud has been received yet")
     for reason, count in sorted(account.dropped.items()):

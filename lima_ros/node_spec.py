@@ -45,6 +45,7 @@ class NodeSpec:
             "arguments": list(self.arguments),
             "ros_arguments": list(self.ros_arguments),
             "additional_env": dict(self.env),
+            "sigterm_timeout": "15",  # a node finishes its sweep and closes its ledger first
             "output": "screen",
         }
 

@@ -8,7 +8,6 @@ Wiring only: the main thread spins, `lima_ros.pipeline` does the work. Parameter
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import signal
@@ -29,8 +28,6 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Float64
@@ -43,18 +40,10 @@ from lima_core.paths import STREET_CHECKPOINT
 from lima_ros import convert, filters_node, health, parameters, tf_node
 from lima_ros.detections import vision_messages
 from lima_ros.pipeline import STAGES, Pipeline, overlay_topic
+from lima_ros.ports_node import LATCHED_QOS, RESULT_QOS, advertise, subscribe
 from lima_ros.results import DETECTIONS, LABEL_INFO, MARKERS
 from lima_ros.worker import SHUTDOWN
 
-try:
-    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
-except ModuleNotFoundError:  # Humble
-    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
-
-SENSOR_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)  # hears best effort and reliable publishers
-RESULT_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)  # heard by RViz' default and by sensor QoS
-LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 STATUS_PERIOD_S = 1.0
 REPEAT_WARNING_S = 5.0
 INACTIVE = "inactive"
@@ -155,7 +144,7 @@ class PerceptionNode(LifecycleNode):
         kinds = message_kinds()
         for topic in (*self._pipeline.results.topics, *map(overlay_topic, self._pipeline.mounts)):
             qos = LATCHED_QOS if topic == LABEL_INFO else RESULT_QOS
-            self._out[topic] = self._advertise(kinds[topic.rpartition("/")[2]], f"~/output/{topic}", qos)
+            self._out[topic] = advertise(self, kinds[topic.rpartition("/")[2]], f"~/output/{topic}", qos)
         if LABEL_INFO in self._out:
             header = convert.header(self.get_clock().now().nanoseconds, rig.lidar_frame if rig else "")
             self._out[LABEL_INFO].publish(self._pipeline.results.label_info(header))
@@ -236,9 +225,8 @@ class PerceptionNode(LifecycleNode):
         for parameter in table:
             if self.has_parameter(parameter.name):
                 self.undeclare_parameter(parameter.name)
-            descriptor = convert.descriptor(parameter)
-            descriptor.read_only = False  # what may change when: `_on_set_parameters`
-            self.declare_parameter(parameter.name, resolved[parameter.name], descriptor, ignore_override=True)
+            value = resolved[parameter.name]
+            self.declare_parameter(parameter.name, value, convert.descriptor(parameter), ignore_override=True)
         self.get_logger().info("parameters:\n  " + "\n  ".join(resolved.lines()))
         if resolved.foreign:
             self.get_logger().warning(f"not parameters of this node: {', '.join(resolved.foreign)}")
@@ -266,35 +254,11 @@ class PerceptionNode(LifecycleNode):
             if self._pipeline.waiting and self._poll_timer.is_canceled():
                 self._poll_timer.reset()
 
-        events = SubscriptionEventCallbacks(incompatible_qos=partial(self._on_incompatible, topic, "publisher"))
-        subscription = self.create_subscription(
-            kind,
-            topic,
-            hear,
-            copy.copy(SENSOR_QOS),  # rclpy writes the overrides of this topic into it
-            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
-            event_callbacks=events,
-        )
+        subscription = subscribe(self, kind, topic, hear)
         name = subscription.topic_name
         self._expected[name] = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
         self._inputs.append(partial(self.destroy_subscription, subscription))
         return name
-
-    def _advertise(self, kind: type, topic: str, qos: QoSProfile) -> Publisher:
-        events = PublisherEventCallbacks(incompatible_qos=partial(self._on_incompatible, topic, "subscriber"))
-        options = QoSOverridingOptions(OVERRIDABLE)
-        return self.create_publisher(
-            kind, topic, copy.copy(qos), qos_overriding_options=options, event_callbacks=events
-        )
-
-    def _on_incompatible(self, topic: str, other: str, event: Any) -> None:
-        """A publisher and a subscriber that will never hear each other: names the fix."""
-        policy = QoSPolicyKind(int(event.last_policy_kind)).name.lower()
-        side = "subscription" if other == "publisher" else "publisher"
-        self.get_logger().warning(
-            f"a {other} of {self.resolve_topic_name(topic)} does not fit: {policy} differs; set the parameter "
-            f"qos_overrides.{self.resolve_topic_name(topic)}.{side}.{policy}, or change the {other}"
-        )
 
     def _timer(self, period_s: float, handle: Callable[[], None]) -> Any:
         timer = self.create_timer(period_s, handle, clock=self._steady)
@@ -350,11 +314,6 @@ class PerceptionNode(LifecycleNode):
             self.settings.change(parameter.name, parameter.check(value))
         return SetParametersResult(successful=True)
 
-    def _on_poll(self) -> None:
-        self._pipeline.poll()
-        if not self._pipeline.waiting:
-            self._poll_timer.cancel()
-
     def _on_status(self) -> None:
         silent = self._silent_now()
         if silent and silent != self._silent:
@@ -405,6 +364,8 @@ def main(args: list[str] | None = None) -> int:
         _spin(node, stop)
         return 0
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not meet the interpreter's own handlers
+            signal.signal(number, signal.SIG_IGN)
         if node is not None:
             node.shutdown()
         rclpy.try_shutdown()

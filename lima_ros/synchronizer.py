@@ -10,11 +10,13 @@ No clock, no thread, no lock: the caller passes the time in and gets the finishe
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 MAX_PENDING = 2
 MAX_IMAGES = 8
@@ -33,8 +35,7 @@ class Window:
     tolerance_ms: float
 
 
-@dataclass(frozen=True)
-class TimedImage:
+class TimedImage(NamedTuple):
     """An image message and its stamp; `dt_ms` is its distance from the camera's nominal time for this sweep."""
 
     stamp_ns: int
@@ -88,8 +89,11 @@ class _Camera:
         """The image nearest to the nominal time inside the window, or the reason why there is none."""
         if not self.images:
             return NEVER
-        target = sweep_ns + self.offset_ns
-        best = min(self.images, key=lambda image: abs(image.stamp_ns - target))
+        images, target = self.images, sweep_ns + self.offset_ns
+        after = bisect_left(images, target, key=_stamp)  # in order of time, always: see add_image
+        best = images[min(after, len(images) - 1)]
+        if after and target - images[after - 1].stamp_ns <= abs(best.stamp_ns - target):
+            best = images[after - 1]
         if abs(best.stamp_ns - target) <= self.tolerance_ns:
             return TimedImage(best.stamp_ns, best.message, (best.stamp_ns - target) / 1e6)
         return LATE if self.images[-1].stamp_ns < target else GAP
@@ -98,6 +102,9 @@ class _Camera:
         """Shortest time between two images that are held."""
         stamps = [image.stamp_ns for image in self.images]
         return min((b - a for a, b in pairwise(stamps) if b > a), default=default)
+
+
+_stamp = attrgetter("stamp_ns")
 
 
 class Synchronizer:
@@ -177,16 +184,17 @@ class Synchronizer:
     def _finish(self) -> SyncedSweep:
         """Takes the oldest waiting sweep off the queue with its images."""
         _, stamp_ns, sweep = self._pending.popleft()
-        found = {name: camera.match(stamp_ns) for name, camera in self._cameras.items()}
-        for name, match in found.items():
-            camera = self._cameras[name]
-            camera.missed = camera.missed + 1 if isinstance(match, str) else 0
-        return SyncedSweep(
-            stamp_ns,
-            sweep,
-            images={name: match for name, match in found.items() if isinstance(match, TimedImage)},
-            missing={name: match for name, match in found.items() if isinstance(match, str)},
-        )
+        images: dict[str, TimedImage] = {}
+        missing: dict[str, str] = {}
+        for name, camera in self._cameras.items():
+            match = camera.match(stamp_ns)
+            if isinstance(match, str):
+                missing[name] = match
+                camera.missed += 1
+            else:
+                images[name] = match
+                camera.missed = 0
+        return SyncedSweep(stamp_ns, sweep, images, missing)
 
 
 def windows_of(mounts: Sequence[Any], tolerance_ms: float) -> dict[str, Window]:
