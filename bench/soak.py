@@ -159,7 +159,7 @@ def drive(vehicle: Vehicle, process: Process, minutes: float) -> list[tuple[floa
     with tqdm(desc="sweeps", unit="sweep", mininterval=SAMPLE_S) as bar:
         while (now_s := time.monotonic() - begin_s) < 60 * minutes and process.returncode is None:
             if now_s >= len(samples) * SAMPLE_S:
-                samples.append((now_s, memory_mb(process._popen.pid)))
+                samples.append((now_s, memory_mb(process.pid)))
             vehicle.send(begin_s)
             bar.update()
     vehicle.seconds = time.monotonic() - begin_s

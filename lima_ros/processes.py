@@ -26,6 +26,11 @@ class Process:
             self._popen = subprocess.Popen(line, env=env, stdout=log, stderr=subprocess.STDOUT)
 
     @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._popen.pid
+
+    @property
     def returncode(self) -> int | None:
         """Exit status, None while it runs."""
         return self._popen.poll()
