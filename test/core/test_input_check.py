@@ -183,8 +183,8 @@ def test_the_gravest_comes_first_and_hides_what_it_explains(sweeps):
         rows = rings % 4 == 0
         return points[rows], rings[rows]
 
-    whats = [found.what for found in watched(sweeps, fault, scale=1.0).findings()]
-    assert whats == ["axes", "intensity", "beams", "density"]
+    named = [found.what for found in watched(sweeps, fault, scale=1.0).findings()]
+    assert named == ["axes", "intensity", "beams", "density"]
 
 
 def test_points_that_are_no_returns_do_not_count(sweeps):
@@ -255,14 +255,14 @@ def test_an_old_checkpoint_is_told_and_the_rest_is_compared(sweeps, key, broken)
         expected[key] = broken
     found = the_only(watched(sweeps, expected=expected))
     assert (found.what, found.seen) == ("checkpoint", f"inputs without {key}") and "finetune again" in found.fix
-    whats = [
+    named = [
         f.what
         for f in watched(
             sweeps, lambda p, r: (p[:9000] + np.float32([0, 0, 1, 0]), r[:9000]), 1.0, 255.0, expected
         ).findings()
     ]
     hidden = {"intensity": "intensity", "ground_z_m": "height", "points_per_sweep": "density"}.get(key)
-    assert whats == [what for what in ("intensity", "height", "density", "checkpoint") if what != hidden]
+    assert named == [what for what in ("intensity", "height", "density", "checkpoint") if what != hidden]
 
 
 @pytest.mark.parametrize("inputs", [{}, None, []])
