@@ -139,15 +139,22 @@ def status(account: Account, silent: Sequence[str] = (), **more: object) -> Stat
         level, message = ERROR, f"none of {account.received} clouds could be segmented"
     elif failed or silent:
         level, message = WARN, f"{failed} clouds failed, {len(silent)} inputs are silent"
+    elif findings := findings_in(more):
+        level, message = WARN, findings[0]
     else:
-        level, message = OK, "segmenting"
+        level, message = OK, "perceiving"
     return Status(level, message, tuple((key, str(value)) for key, value in values.items()))
+
+
+def findings_in(facts: Mapping[str, object]) -> list[str]:
+    """What the input check says among the facts, gravest first."""
+    return [str(value) for key, value in facts.items() if key.startswith("input.")]
 
 
 def complaints(account: Account, silent: Sequence[str], facts: Mapping[str, object]) -> list[str]:
     """What is wrong and what mends it, a line each: silent inputs, findings, drops; empty where all is well."""
     lines = list(silent)
-    lines += [str(value) for key, value in facts.items() if key.startswith("input.")]
+    lines += findings_in(facts)
     if account.received == 0 and not silent:
         lines.append("no cloud has been received yet")
     for reason, count in sorted(account.dropped.items()):

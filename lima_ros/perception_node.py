@@ -152,6 +152,7 @@ class PerceptionNode(LifecycleNode):
     def _listen_to_all(self) -> None:
         self._expected: dict[str, str] = {}
         self._silent: list[str] = []
+        self._findings: list[str] = []
         infos = []
         self._listen(PointCloud2, "~/input/pointcloud", self._pipeline.on_cloud)
         if self._pipeline.wants_odometry:
@@ -319,7 +320,12 @@ class PerceptionNode(LifecycleNode):
         if silent and silent != self._silent:
             self.get_logger().warning("inputs are silent:\n  " + "\n  ".join(silent))
         self._silent = silent
-        status = health.status(self._pipeline.ledger.account(), silent, **self._facts())
+        facts = self._facts()
+        findings = health.findings_in(facts)
+        if findings and findings != self._findings:
+            self.get_logger().warning("the input differs from what the network knows:\n  " + "\n  ".join(findings))
+        self._findings = findings
+        status = health.status(self._pipeline.ledger.account(), silent, **facts)
         now_ns = self.get_clock().now().nanoseconds
         name = f"{self.get_name()}: segmentation"
         device = str(self._pipeline.predictor.device)

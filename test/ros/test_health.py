@@ -149,3 +149,26 @@ def test_the_yaml_file_holds_every_parameter_at_its_default():
     assert dict(flat(file)) == {p.name: p.default for p in PARAMETERS}
     for name, value in flat(file):
         assert type(value) is type(next(p.default for p in PARAMETERS if p.name == name)), name
+
+
+def test_an_odd_input_is_a_warning_and_a_complaint():
+    ledger = Ledger()
+    ledger.publish(ledger.receive(0.0), 0.1)
+    facts = {"input.0": "intensity: set intensity_scale: 65535", "left_out.0": "no vision_msgs"}
+    found = health.status(ledger.account(), (), **facts)
+    assert (found.level, found.message) == (health.WARN, facts["input.0"])
+    assert health.complaints(ledger.account(), (), facts) == [facts["input.0"]]
+    assert health.complaints(ledger.account(), (), {}) == []
+    assert health.status(ledger.account(), ()).level == health.OK
+
+
+def test_complaints_name_the_cure():
+    ledger = Ledger(["FRONT"])
+    for reason in (health.BAD_CLOUD, "superseded", "no_set"):
+        ledger.drop(ledger.receive(0.0), reason)
+    for _ in range(3):
+        ledger.note("FRONT", "missed.late")
+    lines = health.complaints(ledger.account(), ["no message on /x"], {})
+    assert lines[0] == "no message on /x"
+    assert sum("1 of 3 clouds dropped" in line for line in lines) == 3
+    assert "sync.timeout_ms" in lines[-1] and "FRONT" in lines[-1]
