@@ -23,7 +23,7 @@ ARGUMENTS = {
     "params_file": ("", "Parameters of the perception node; empty = config/perception.yaml"),
     "namespace": ("", "Namespace of the nodes"),
     "use_sim_time": ("false", "Time from /clock, for simulators; a bag implies it"),
-    "autostart": ("true", "Start at once; false = wait for the service ~/enable, or for a lifecycle manager"),
+    "autostart": ("", "true, or false = wait for ~/enable or a lifecycle manager; empty = the parameter file's"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
     "fastdds_profile": (bringup.DEFAULT, "Fast DDS profile; default = the shipped one, empty = none"),
     "visualize": ("none", "rviz, foxglove (starts the bridge; import config/foxglove/perception.json) or none"),

@@ -77,6 +77,8 @@ def run(config: EvaluateConfig, command: list[str]) -> Evaluation | BoxEvaluatio
     predictor = open_predictor(config)
     if config.task == "detection" or (config.task is None and not predictor.class_names):
         return run_boxes(config, command, predictor)
+    if config.devkit is not None:
+        raise ConfigError("devkit is for boxes; use it with --task detection")
     sweeps = open_sweeps(config, predictor)
     keep = None
     if config.predictions is not None:
@@ -122,7 +124,10 @@ def open_inputs(config: EvaluateConfig) -> tuple[Predictor, Sequence[Sweep]]:
 def open_predictor(config: EvaluateConfig) -> Predictor:
     """The network. Raises ConfigError, CheckpointError."""
     torch.set_num_threads(config.threads)
-    return Predictor(config.checkpoint, config.device, config.precision, config.backend)
+    try:
+        return Predictor(config.checkpoint, config.device, config.precision, config.backend)
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from error
 
 
 def open_sweeps(config: EvaluateConfig, predictor: Predictor) -> Sequence[Sweep]:

@@ -81,6 +81,10 @@ def run(config: FinetuneConfig, command: list[str]) -> Path:
             return {}
         metrics = task.validate()
         score = metrics[task.score]
+        if score != score:
+            raise ConfigError(
+                f"{task.score} is nan: no validation sweep has a label; unpack them, or choose other data"
+            )
         if score > best and writer is not None:
             writer.save(network, BEST, {task.score: round(score, 6), "epoch": epoch})
         best = max(best, score)
@@ -105,6 +109,8 @@ def _check(config: FinetuneConfig) -> None:
         raise ConfigError(f"model {config.model!r} is unknown; there are {', '.join(BACKBONES)}")
     if config.task != "segmentation":
         _check_detection(config)
+    elif config.boxes.gt_database is not None:
+        raise ConfigError("boxes.gt_database is for boxes; use it with --task detection or both")
     if config.data.name == STREET:
         train, val = range(*config.data.street.train_seeds), range(*config.data.street.val_seeds)
         if not train or not val:
@@ -123,6 +129,8 @@ def _check_detection(config: FinetuneConfig) -> None:
         raise ConfigError(f"task {config.task} needs a model with a bird's-eye view: {', '.join(ENCODERS)}")
     if config.linear_probe or config.mixing != "none":
         raise ConfigError(f"linear_probe and mixing are for task segmentation; leave them out for {config.task}")
+    if config.optim.head_lr_factor != 1.0:
+        raise ConfigError(f"optim.head_lr_factor is for task segmentation; {config.task} has one learning rate")
     if config.detector.sweeps < 1:
         raise ConfigError("detector.sweeps counts the current sweep too, so it is at least 1")
 

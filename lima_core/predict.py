@@ -7,6 +7,7 @@ boxes = Predictor("detector.safetensors").detect(points, past)  # the sweeps bef
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +83,10 @@ class Predictor:
         self.class_names = tuple(self.meta["classes"]["names"])
         self.colors = np.array(self.meta["classes"]["colors"], np.uint8)
         boxes = self.meta["detection"] if self._detects else {"names": [], "colors": []}
+        if len(boxes.get("colors", ())) != len(boxes["names"]):
+            raise CheckpointError(
+                f"{checkpoint}: a detector needs a colour for each of {boxes['names']}; finetune again"
+            )
         self.detection_names = tuple(boxes["names"])
         self.detection_colors = np.array(boxes["colors"], np.uint8).reshape(-1, 3)
         self.sweeps = self.meta["config"]["detector"]["sweeps"] if self._detects else 1
@@ -95,6 +100,8 @@ class Predictor:
         that are not finite or farther than 1 km are left out. A segmenter has no use for past sweeps.
         """
         valid = self._valid(points)
+        if past and points.shape[1] == 5:
+            raise ValueError("points with a time lag hold the past sweeps already; give them or `past`, not both")
         with torch.inference_mode():
             given = self._encode(points[valid], past)
             segmentation = detections = None
@@ -186,6 +193,13 @@ class Predictor:
                 f"{self._checkpoint} finds boxes and has no classes of points; train both with `python -m "
                 "lima_core.finetune --task both`"
             )
+
+
+def free_memory() -> None:
+    """Gives back what networks that are no longer referred to still hold, the memory of a GPU too."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def choose_device(device: Device) -> torch.device:

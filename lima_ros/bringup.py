@@ -80,7 +80,7 @@ def perception_graph(
     params_file: str = "",
     namespace: str = "",
     use_sim_time: bool = False,
-    autostart: bool = True,
+    autostart: bool | None = None,
     log_level: str = "info",
     fastdds_profile: str = DEFAULT,
     visualize: str = NONE,
@@ -89,13 +89,14 @@ def perception_graph(
 ) -> list[NodeSpec]:
     """The perception node, and the viewer that `visualize` names (lima_ros/viewers.py); `rviz` asks for RViz too.
 
-    Empty `checkpoint` and `device` leave the choice to the parameter file, config/perception.yaml by default;
-    `fastdds_profile` as for `environment`. Further keywords are parameters, e.g. ledger_file.
+    Empty `checkpoint` and `device`, and `autostart` None, leave the choice to the parameter file, by default
+    config/perception.yaml; `fastdds_profile` as for `environment`. Further keywords are parameters, e.g. ledger_file.
     """
     path = rig_path(rig)
     sensors = Rig.load(path)
     chosen = {name: value for name, value in {"checkpoint": checkpoint, "device": device}.items() if value}
-    values = {"rig": str(path), "use_sim_time": use_sim_time, "autostart": autostart, **chosen, **parameters}
+    chosen |= {} if autostart is None else {"autostart": autostart}
+    values = {"rig": str(path), "use_sim_time": use_sim_time, **chosen, **parameters}
     env = environment(fastdds_profile)
     perception = NodeSpec(
         "perception_node",
@@ -231,6 +232,8 @@ def typed(given: Mapping[str, str]) -> dict[str, Any]:
     kinds |= {"rate": float, "start_offset_s": float, "loops": int}
     values: dict[str, Any] = {}
     for name, text in given.items():
+        if name == "autostart" and not text:
+            continue
         try:
             values[name] = kinds.get(name, str)(text)
         except ValueError as error:

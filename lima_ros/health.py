@@ -19,6 +19,7 @@ ADVICE = {
     "no_set": "message_filters found no complete set; raise sync.timeout_ms or use sync.policy: sweep",
     "superseded": "a newer one came first; the network is slower than the LiDAR: use a GPU or a smaller network",
 }
+BEHIND = 0.1  # share of superseded clouds from which the network is too slow, and not just once busy
 CAMERA_ADVICE = {
     "never": "nothing has come; is the topic of the rig file right?",
     "late": "they come after sync.timeout_ms; raise it, or find what delays them",
@@ -36,6 +37,13 @@ class Account:
     open: int
     latency_ms: dict[str, float]  # p50, p95, max of the last 1000 published; empty before the first
     cameras: dict[str, dict[str, int]]
+
+    def total(self, kind: str) -> int:
+        """One of TOTALS; failed = dropped because something is wrong."""
+        return sum(self.dropped.get(r, 0) for r in FAILURES) if kind == "failed" else getattr(self, kind)
+
+
+TOTALS = ("failed", "received", "published")
 
 
 class Ledger:
@@ -119,9 +127,12 @@ class Status:
     values: tuple[tuple[str, str], ...]
 
 
-def status(account: Account, silent: Sequence[str] = (), **more: object) -> Status:
-    """What /diagnostics says; `silent` = lines of `TopicWatch.report`."""
-    failed = sum(account.dropped.get(reason, 0) for reason in FAILURES)
+def status(account: Account, silent: Sequence[str] = (), since: Account | None = None, **more: object) -> Status:
+    """What /diagnostics says; `silent` = lines of `TopicWatch.report`.
+
+    The level is that of what has happened `since` an earlier account; None = since the start.
+    """
+    failed, received, published = (account.total(kind) - (since.total(kind) if since else 0) for kind in TOTALS)
     values = {
         "received": account.received,
         "published": account.published,
@@ -135,8 +146,8 @@ def status(account: Account, silent: Sequence[str] = (), **more: object) -> Stat
     }
     if account.received == 0:
         level, message = WARN, "no cloud has been received"
-    elif failed and account.published == 0:
-        level, message = ERROR, f"none of {account.received} clouds could be segmented"
+    elif published == 0 and (failed or (since is not None and received)):
+        level, message = ERROR, f"none of {received} clouds was published" + (" lately" if since else "")
     elif failed or silent:
         level, message = WARN, f"{failed} clouds failed, {len(silent)} inputs are silent"
     elif findings := findings_in(more):
@@ -158,7 +169,7 @@ def complaints(account: Account, silent: Sequence[str], facts: Mapping[str, obje
     if account.received == 0 and not silent:
         lines.append("no cloud has been received yet")
     for reason, count in sorted(account.dropped.items()):
-        if reason in ADVICE:
+        if reason in ADVICE and (reason != "superseded" or count > account.received * BEHIND):
             lines.append(f"{count} of {account.received} clouds dropped: {ADVICE[reason]}")
     for camera, events in account.cameras.items():
         missed = {event: n for event, n in events.items() if event.startswith("missed.")}

@@ -18,7 +18,10 @@ DEFAULT_SCALE = 255.0
 
 
 class Intake:
-    """One LiDAR's clouds for a network that was trained on `expected`, a checkpoint's `inputs`. Used by one thread."""
+    """One LiDAR's clouds for a network that was trained on `expected`, a checkpoint's `inputs`.
+
+    Used by one thread, but for `facts` and `reset`.
+    """
 
     def __init__(
         self, expected: Mapping[str, Any], rig: Rig | None, settings: Resolved, warn: Callable[[str], None]
@@ -86,7 +89,8 @@ class Intake:
             **{f"input.{index}": str(finding) for index, finding in enumerate(findings)},
         }
         if self._counts:
-            facts["deskew"] = ", ".join(f"{reason} {count}" for reason, count in self._counts.items())
+            counts = list(self._counts.items())  # at once: the worker adds reasons meanwhile
+            facts["deskew"] = ", ".join(f"{reason} {count}" for reason, count in counts)
         return facts
 
     def reset(self) -> None:

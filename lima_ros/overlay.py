@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lima_core.data.frame import CameraView, Image, ImageError
-from lima_core.data.rig import CameraMount, Rig
+from lima_core.data.rig import CameraMount, Rig, is_rectified
 from lima_core.data.ros_image import camera_from_info, image_from_message
 from lima_core.viz import overlay
 from lima_ros.synchronizer import TimedImage
@@ -23,14 +23,11 @@ class OverlayError(ValueError):
 
 
 def camera_view(mount: CameraMount, image: TimedImage, info: Any, camera_from_lidar: np.ndarray) -> CameraView:
-    """Image and CameraInfo messages of a mounted camera -> CameraView. Raises OverlayError naming what is wrong.
-
-    Topics called `image_rect*` carry rectified pictures, for which CameraInfo's projection matrix holds.
-    """
+    """Image and CameraInfo messages of a mounted camera -> CameraView. Raises OverlayError naming what is wrong."""
     if info is None:
         raise OverlayError("no_camera_info", f"no CameraInfo on {mount.info_topic}")
     try:
-        K, distortion, size = camera_from_info(info, rectified="image_rect" in mount.image_topic)
+        K, distortion, size = camera_from_info(info, rectified=is_rectified(mount.image_topic))
     except ValueError as error:
         raise OverlayError("bad_camera_info", f"{mount.info_topic}: {error}") from error
     picture = decoded(image.message, mount.image_topic)

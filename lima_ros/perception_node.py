@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -45,6 +46,7 @@ from lima_ros.results import DETECTIONS, LABEL_INFO, MARKERS
 from lima_ros.worker import SHUTDOWN
 
 STATUS_PERIOD_S = 1.0
+RECENT = 11  # states of the ledger, a period apart: diagnostics judge the last ten seconds
 REPEAT_WARNING_S = 5.0
 INACTIVE = "inactive"
 
@@ -145,14 +147,20 @@ class PerceptionNode(LifecycleNode):
         for topic in (*self._pipeline.results.topics, *map(overlay_topic, self._pipeline.mounts)):
             qos = LATCHED_QOS if topic == LABEL_INFO else RESULT_QOS
             self._out[topic] = advertise(self, kinds[topic.rpartition("/")[2]], f"~/output/{topic}", qos)
+        self._label_frame = rig.lidar_frame if rig else ""
         if LABEL_INFO in self._out:
-            header = convert.header(self.get_clock().now().nanoseconds, rig.lidar_frame if rig else "")
-            self._out[LABEL_INFO].publish(self._pipeline.results.label_info(header))
+            self._publish_label_info()
+
+    def _publish_label_info(self) -> None:
+        """Latched, with the threshold of this moment."""
+        header = convert.header(self.get_clock().now().nanoseconds, self._label_frame)
+        self._out[LABEL_INFO].publish(self._pipeline.results.label_info(header))
 
     def _listen_to_all(self) -> None:
         self._expected: dict[str, str] = {}
         self._silent: list[str] = []
         self._findings: list[str] = []
+        self._accounts: deque[health.Account] = deque(maxlen=RECENT)
         infos = []
         self._listen(PointCloud2, "~/input/pointcloud", self._pipeline.on_cloud)
         if self._pipeline.wants_odometry:
@@ -194,6 +202,9 @@ class PerceptionNode(LifecycleNode):
         for publisher in (*self._out.values(), *self._ms_out.values(), self._diagnostics_out):
             self.destroy_publisher(publisher)
         self._out, self._pipeline = {}, None
+        from lima_core.predict import free_memory  # torch: loaded, or there would be no pipeline
+
+        free_memory()
 
     # ---- what the pipeline calls from its threads
 
@@ -313,6 +324,8 @@ class PerceptionNode(LifecycleNode):
             return SetParametersResult(successful=False, reason=str(error))
         for parameter, value in ours:
             self.settings.change(parameter.name, parameter.check(value))
+        if LABEL_INFO in self._out and any(parameter.name == "detections.min_score" for parameter, _ in ours):
+            self._publish_label_info()
         return SetParametersResult(successful=True)
 
     def _on_status(self) -> None:
@@ -325,7 +338,9 @@ class PerceptionNode(LifecycleNode):
         if findings and findings != self._findings:
             self.get_logger().warning("the input differs from what the network knows:\n  " + "\n  ".join(findings))
         self._findings = findings
-        status = health.status(self._pipeline.ledger.account(), silent, **facts)
+        self._accounts.append(self._pipeline.ledger.account())
+        since = self._accounts[0] if len(self._accounts) == RECENT else None
+        status = health.status(self._accounts[-1], silent, since, **facts)
         now_ns = self.get_clock().now().nanoseconds
         name = f"{self.get_name()}: segmentation"
         device = str(self._pipeline.predictor.device)

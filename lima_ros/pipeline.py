@@ -49,10 +49,11 @@ class Outputs(Publisher, Protocol):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A received cloud message and its number in the ledger."""
+    """A received cloud message, its number in the ledger, and the time since a jump that it belongs to."""
 
     number: int
     message: Any
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Pipeline:
         self._infos: dict[str, Any] = {}
         self._history = self._make_history()
         self._published_s: float | None = None
-        self._frame_id = ""
+        self._frame_id, self._last_ns = "", 0
         self._perceiver = LatestWorker("perceive", self._perceive, self._drop_sweep, self._sweep_failed)
         self._painter = LatestWorker("overlay", self._draw, self._drop_drawing, self._drawing_failed)
 
@@ -123,14 +124,19 @@ class Pipeline:
 
     def on_cloud(self, msg: Any) -> None:
         """A PointCloud2 has come."""
-        now_s = time.monotonic()
-        sweep, jumps = Sweep(self.ledger.receive(now_s), msg), self._sync.time_jumps
-        self._forward(self._sync.add_sweep(convert.stamp_ns(msg.header.stamp), sweep, now_s))
-        if self._sync.time_jumps != jumps:
+        now_s, stamp_ns = time.monotonic(), convert.stamp_ns(msg.header.stamp)
+        if stamp_ns < self._last_ns:  # before the sweep goes on: it is the first of the new time
             self._history.reset()
             if self._tf is not None:  # the odometry starts over by itself
                 self._tf.reset()
-        self._frame_id = msg.header.frame_id
+        self._last_ns, self._frame_id = stamp_ns, msg.header.frame_id
+        if self._rig is not None and self._frame_id not in ("", self._rig.lidar_frame):
+            self._out.warn(
+                f"cloud in another frame: {self._frame_id!r}, the rig's LiDAR is {self._rig.lidar_frame!r}; overlays "
+                "and past sweeps are misplaced where the two differ: correct the LiDAR in the rig file"
+            )
+        sweep = Sweep(self.ledger.receive(now_s), msg, self._history.epoch)
+        self._forward(self._sync.add_sweep(stamp_ns, sweep, now_s))
 
     def on_image(self, camera: str, msg: Any) -> None:
         """An Image or CompressedImage of `camera` has come; it is decoded later, and only if drawn."""
@@ -141,7 +147,13 @@ class Pipeline:
         self._infos[camera] = msg
 
     def on_odometry(self, msg: Any) -> None:
-        """An Odometry of the vehicle has come."""
+        """An Odometry of the vehicle has come; one of another body than the rig's base is refused."""
+        if self._rig is not None and msg.child_frame_id not in ("", self._rig.base_frame):
+            self._out.warn(
+                f"odometry ignored: it moves {msg.child_frame_id!r}, the rig's base_frame is {self._rig.base_frame!r}; "
+                "its mounts would be applied twice"
+            )
+            return
         try:
             pose = convert.pose_from_odometry(msg)
         except ValueError as error:
@@ -173,9 +185,11 @@ class Pipeline:
         self._forward(self._sync.reset())
 
     def drop_waiting(self, reason: str) -> None:
-        """Drops the sweeps that wait for images."""
+        """Drops what waits for images, for the network or to be drawn; what runs is still published."""
         for synced in self._sync.reset():
             self._drop_sweep(synced, reason)
+        self._perceiver.drop(reason)
+        self._painter.drop(reason)
 
     def close(self) -> None:
         """Drops what waits, finishes what runs and ends the threads; may be called again."""
@@ -233,7 +247,7 @@ class Pipeline:
             return
         points = self._intake.straightened(cloud, synced.stamp_ns, self._poses)
         past = self._history.past(synced.stamp_ns)
-        self._history.add(synced.stamp_ns, points)
+        self._history.add(synced.stamp_ns, points, sweep.epoch)
         decoded_s = time.monotonic()
         found = self.predictor.perceive(points, past)
         inferred_s = time.monotonic()

@@ -76,13 +76,14 @@ class Results:
     def publish_features(self, cloud: CloudPoints, header: Any) -> None:
         """Features as colours and as similarity to the clicked point, where somebody listens: another forward pass."""
         wanted = [topic for topic in (FEATURES, SIMILARITY) if self._out.wanted(topic)]
-        if not wanted or (wanted == [SIMILARITY] and self._query is None):
+        query = self._query  # another thread may forget it meanwhile
+        if not wanted or (wanted == [SIMILARITY] and query is None):
             return
         features = self._predictor.features(cloud.points)
         if FEATURES in wanted:
             self._out.publish(FEATURES, clouds.features_message(cloud, features, self._colors, header))
-        if SIMILARITY in wanted and self._query is not None:
-            self._answer(cloud, features, header)
+        if SIMILARITY in wanted and query is not None:
+            self._answer(cloud, features, query, header)
 
     def ask(self, point_lidar: np.ndarray | None) -> None:
         """(3,) m in the LiDAR frame: what ~/output/similarity compares with from now on; None = nothing."""
@@ -95,7 +96,7 @@ class Results:
 
     def reset(self) -> None:
         """Forgets the colours' basis and the clicked point."""
-        self._colors.reset()
+        self._colors = clouds.FeatureColors()  # a new one: the worker may be using the old
         self._query = None
 
     def _publish_boxes(self, found: Detections, header: Any) -> None:
@@ -116,9 +117,9 @@ class Results:
         removed = [self._predictor.class_names.index(name) for name in names]
         return ~np.isin(labels, removed)
 
-    def _answer(self, cloud: CloudPoints, features: np.ndarray, header: Any) -> None:
+    def _answer(self, cloud: CloudPoints, features: np.ndarray, query: np.ndarray, header: Any) -> None:
         try:
-            row = clouds.nearest_row(cloud.points, self._query, QUERY_REACH_M)
+            row = clouds.nearest_row(cloud.points, query, QUERY_REACH_M)
             self._out.publish(SIMILARITY, clouds.similarity_message(cloud, features, row, header))
         except ValueError as error:
             self._out.warn(f"no similarity: {error}")

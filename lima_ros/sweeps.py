@@ -61,6 +61,7 @@ class SweepHistory:
             raise ValueError(f"{count} sweeps need poses and base_from_lidar: give a rig and odometry, or use 1 sweep")
         self._poses, self._base_from_lidar = poses, base_from_lidar
         self.count = count
+        self.epoch = 0  # how often the past was forgotten
         self._max_age_ns = round(max_age_s * 1e9)
         self._lock = threading.Lock()
         self._sweeps: deque[tuple[int, np.ndarray]] = deque(maxlen=count - 1)
@@ -81,9 +82,15 @@ class SweepHistory:
         """Which pose the last `past` lacked, and why; None where it lacked none."""
         return self._problem
 
-    def add(self, stamp_ns: int, points: np.ndarray) -> None:
-        """Remembers (N, 4) float32 points in the LiDAR frame at `stamp_ns`; they are kept, not copied."""
+    def add(self, stamp_ns: int, points: np.ndarray, epoch: int | None = None) -> None:
+        """Remembers (N, 4) float32 points in the LiDAR frame at `stamp_ns`; they are kept, not copied.
+
+        `epoch` when the sweep was received: one that was worked on while the past was forgotten is of the old time.
+        """
         with self._lock:
+            if epoch is not None and epoch != self.epoch:
+                self._counts[JUMP] += 1
+                return
             behind_ns = self._sweeps[-1][0] - stamp_ns if self._sweeps else -1
             if behind_ns > self._max_age_ns:
                 # a looped bag. `reset` clears it, but a sweep of the old time that was being worked on then comes
@@ -121,6 +128,7 @@ class SweepHistory:
         """Forgets every sweep; the counts stay."""
         with self._lock:
             self._sweeps.clear()
+            self.epoch += 1
 
     def _recent(self, stamp_ns: int) -> list[tuple[int, np.ndarray]]:
         """Sweeps before a stamp, newest first, without those that are too old, which are counted."""

@@ -151,7 +151,10 @@ class Synchronizer:
             state.images.clear()
             state.jumped = True
         state.images.append(TimedImage(stamp_ns, message))
-        return finished + self.poll(now_s)
+        finished += self.poll(now_s)
+        # it speaks: the next sweep waits for it again, or a camera that follows its LiDAR would never come back
+        state.missed = min(state.missed, SILENT_AFTER - 1)
+        return finished
 
     def poll(self, now_s: float) -> list[SyncedSweep]:
         """The sweeps at the head of the queue that are settled, overdue or too many."""

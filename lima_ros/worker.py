@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 SUPERSEDED = "superseded"  # a newer item came while this one waited
+JOIN_S = 10.0  # launch follows its SIGINT with harder signals after 15 s
 SHUTDOWN = "shutdown"  # the worker was stopped before this one's turn
 
 
@@ -44,15 +45,25 @@ class LatestWorker(Generic[Item]):
         for old in dropped:
             self._on_drop(old, reason)
 
+    def drop(self, reason: str) -> None:
+        """Drops what waits; what runs goes on."""
+        with self._changed:
+            dropped, self._waiting = self._waiting, []
+        for item in dropped:
+            self._on_drop(item, reason)
+
     def stop(self) -> None:
-        """Drops what waits (shutdown), finishes the running job and joins the thread. May be called again."""
+        """Drops what waits (shutdown), finishes the running job and joins the thread. May be called again.
+
+        A job that hangs is left behind after JOIN_S: the thread is a daemon, and the ledger must still be written.
+        """
         with self._changed:
             self._stopping = True
             dropped, self._waiting = self._waiting, []
             self._changed.notify()
         for item in dropped:
             self._on_drop(item, SHUTDOWN)
-        self._thread.join()
+        self._thread.join(JOIN_S)
 
     def _run(self) -> None:
         while True:

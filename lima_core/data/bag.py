@@ -21,7 +21,7 @@ from rosbags.interfaces import Connection, QosDurability
 from rosbags.typesys import Stores, get_typestore
 
 from lima_core.data.frame import CameraView, Frame
-from lima_core.data.rig import CameraMount, Rig
+from lima_core.data.rig import CameraMount, Rig, is_rectified
 from lima_core.data.ros_cloud import cloud_points, read_cloud
 from lima_core.data.ros_image import camera_from_info, image_from_message
 from lima_core.data.tf_tree import TransformTree
@@ -199,7 +199,7 @@ class Bag:
         stamp_ns = self._stamps[mount.image_topic].nearest(due_ns)
         if abs(stamp_ns - due_ns) > self.tolerance_ns or not self._tree.knows(self.rig.base_frame, stamp_ns):
             return None
-        K, distortion, size = camera_from_info(self._infos[mount.info_topic], "rect" in mount.image_topic)
+        K, distortion, size = camera_from_info(self._infos[mount.info_topic], is_rectified(mount.image_topic))
         world_from_camera = self._tree.root_from(self.rig.base_frame, stamp_ns) @ mount.base_from_camera
         where = f"{self.path.name}{mount.image_topic} at {stamp_ns} ns"
         return CameraView(

@@ -16,7 +16,7 @@ import numpy as np
 from lima_core.data.bag import CLOUD, COMPRESSED, INFO, RAW
 from lima_core.data.bag_log import Recording, TopicLog
 from lima_core.data.frame import ImageError
-from lima_core.data.rig import Rig
+from lima_core.data.rig import Rig, is_rectified
 from lima_core.data.ros_image import camera_from_info, image_from_message
 
 TOLERANCE_MS = 45.0  # sync.tolerance_ms of config/perception.yaml
@@ -127,7 +127,7 @@ def _picture_checks(bag: Recording, camera: CameraTopics, what: str) -> Iterator
         yield Check(what, "bad", str(error), "send an encoding that ROS names, or a JPEG or PNG")
     if camera.info in bag.of_type(INFO):
         try:
-            size = camera_from_info(bag.logs[camera.info].samples[0], "rect" in camera.image)[2]
+            size = camera_from_info(bag.logs[camera.info].samples[0], is_rectified(camera.image))[2]
         except ValueError as error:
             yield Check(what, "bad", f"{camera.info}: {error}", "calibrate the camera and let its driver publish that")
     if size and shape and size != shape:

@@ -22,7 +22,9 @@ def balanced(classes_of_frame: Sequence[Collection[int]], num_classes: int, rng:
             frames[class_id].append(index)
     total = sum(map(len, frames))
     if total == 0:
-        raise ValueError(f"none of {len(classes_of_frame)} frames has an object to balance; take a larger share")
+        raise ValueError(
+            f"none of {len(classes_of_frame)} frames has an object to balance; take more or unpack the annotations"
+        )
     # the formula, int(len * (1 / C) / (len / T)), in whole numbers: no rounding decides
     drawn = max(1, total // num_classes)
     return [index for own in frames if own for index in rng.choice(own, drawn).tolist()]

@@ -25,6 +25,7 @@ READERS = {
     "daps3d": "DAPS3D",
     "synth4d": "Synth4D",
 }
+MINI, MINI_VAL = "v1.0-mini", {"scene-0103", "scene-0916"}  # the devkit's mini_val, half of mini's scenes of val
 NAMES: tuple[str, ...] = ("nuscenes", *READERS)
 
 
@@ -54,7 +55,10 @@ def open_dataset(name: str, root: str | Path, split: Split) -> Dataset:
 
 
 class _NuScenesSplit(Chosen):
-    """Keyframes of the official split of v1.0-trainval, else of the only version there is, or all of v1.0-test."""
+    """Keyframes of the official split of v1.0-trainval, else of the only version there is, or all of v1.0-test.
+
+    Of v1.0-mini the splits are mini_train and mini_val.
+    """
 
     def __init__(self, root: str | Path, split: Split) -> None:
         from lima_core.data.drives import validation_scenes
@@ -62,7 +66,8 @@ class _NuScenesSplit(Chosen):
 
         wanted = "v1.0-test" if split == "test" else "v1.0-trainval"
         source = NuScenes(root, wanted if split == "test" or (Path(root) / wanted).is_dir() else None)
-        scenes, held_out = set(source.sequences), validation_scenes()
+        mini = source.version == MINI
+        scenes, held_out = set(source.sequences), MINI_VAL if mini else validation_scenes()
         kept = {"train": scenes - held_out, "val": held_out}.get(split, scenes)
         indices = [index for index, scene in enumerate(source.sequences) if scene in kept]
         if not indices:

@@ -38,7 +38,7 @@ BEV = [0, 1, 3, 4, 6]  # x, y, l, w, yaw of a row of boxes
 
 def made_with(data: DataConfig, sweeps: int) -> dict[str, Any]:
     """What the objects depend on, as plain values by dotted option; the folder of the data set may move."""
-    street = {f"data.street.{name}": value for name, value in plain(data.street).items()}
+    street = {f"data.street.{name}": value for name, value in plain(data.street).items() if name != "val_seeds"}
     return {
         "data.name": data.name,
         "data.share": data.share,
@@ -77,8 +77,11 @@ class GtDatabase:
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return GtDatabase, (self.path,)
 
-    def check(self, data: DataConfig, sweeps: int) -> None:
-        """Raises ConfigError where the objects are of other labels than those that a training on `data` may use."""
+    def check(self, data: DataConfig, sweeps: int, frames: int) -> None:
+        """Raises ConfigError where the objects are of other labels than those that a training on `data` may use.
+
+        The number of `frames` of the training tells versions of a data set apart, mini and trainval.
+        """
         made, wanted = self.meta["made_with"], made_with(data, sweeps)
         for name, value in wanted.items():
             if made.get(name) != value:
@@ -86,6 +89,11 @@ class GtDatabase:
                     f"{self.path} was made with {name}={made.get(name)}, this training has {name}={value}; "
                     f"make another with `python -m lima_core.tools.gt_database --{name}={value} ...`"
                 )
+        if self.meta.get("frames") != frames:
+            raise ConfigError(
+                f"{self.path} was made of {self.meta.get('frames')} frames, this training has {frames}: of another "
+                "version of the data set; make another with `python -m lima_core.tools.gt_database`"
+            )
 
     def paste(self, sweep: BoxedSweep, rng: np.random.Generator) -> BoxedSweep:
         """A copy with as many objects more as each class lacks of its group, where they were recorded.

@@ -146,9 +146,9 @@ def simulate(seeds: range, street: StreetConfig, workers: int, what: str) -> lis
 
 
 def for_each_street(draw: Callable[[int], T], seeds: Sequence[int], workers: int, what: str) -> list[T]:
-    """`draw(seed)` of each, in the order of the seeds, by `workers` processes; a bar named `what` shows them."""
+    """`draw(seed)` of each, in the order of the seeds, by `workers` processes (0: this one); a bar named `what`."""
     progress = partial(tqdm, total=len(seeds), desc=what, unit="street", dynamic_ncols=True)
-    if workers == 1:
+    if workers <= 1:
         return list(progress(map(draw, seeds)))
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         return list(progress(pool.map(draw, seeds)))

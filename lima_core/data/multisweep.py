@@ -55,13 +55,15 @@ def aggregate(points: np.ndarray, past: Sequence[PastSweep]) -> np.ndarray:
 
     Columns are x, y, z m in the current LiDAR frame, intensity in [0, 1], and the seconds a point is older. The current
     sweep comes first and complete; of past ones the points with |x| < 1 m and |y| < 1 m in their own frame are dropped,
-    as OpenPCDet does (nuScenes' devkit drops them from the current one too).
+    as OpenPCDet does (nuScenes' devkit drops them from the current one too), and those that are not finite: one of them
+    would make its voxel nan, and the convolutions the whole map.
     """
     return np.concatenate([_timed(points, 0.0), *(_moved(*sweep) for sweep in past)])
 
 
 def _moved(points: np.ndarray, lidar_from_sweep: np.ndarray, seconds: float) -> np.ndarray:
-    kept = points[~(np.abs(points[:, :2]) < CLOSE_M).all(1)]
+    with np.errstate(invalid="ignore"):
+        kept = points[~(np.abs(points[:, :2]) < CLOSE_M).all(1) & np.isfinite(points).all(1)]
     timed = _timed(kept, seconds)
     timed[:, :3] = se3.apply(lidar_from_sweep, kept)
     return timed

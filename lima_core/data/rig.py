@@ -21,6 +21,11 @@ class RigError(ValueError):
     """A rig file is incomplete or wrong; the message names the file, the key and the fix."""
 
 
+def is_rectified(image_topic: str) -> bool:
+    """Topics called `image_rect*` carry rectified pictures, for which CameraInfo's projection matrix holds."""
+    return "image_rect" in image_topic
+
+
 @dataclass(frozen=True)
 class CameraMount:
     """One camera of a rig. `base_from_camera` (4, 4); `offset_ms` = image stamp minus LiDAR stamp, nominal."""

@@ -148,5 +148,7 @@ def _check(truth: Boxes, found: Detections, classes: int) -> None:
             raise ValueError(f"{what}: class id {boxes.class_id.max()}, but there are {classes} classes, from 0")
         if not np.isfinite(np.column_stack([boxes.center, boxes.size, boxes.yaw])).all():
             raise ValueError(f"{what}: a centre, size or heading is not finite")
+    if not np.isfinite(found.boxes.velocity).all():  # in the truth nan means unknown
+        raise ValueError("detections: a velocity is not finite; a detector must answer with a number")
     if len(found.boxes) != len(found.score) or not np.isfinite(found.score).all():
         raise ValueError(f"detections: {len(found.boxes)} boxes need as many finite scores, got {found.score.shape}")

@@ -50,7 +50,7 @@ class AnchorHead(nn.Module):
         counts = [TURNS * len(task.classes) for task in self.tasks]
         self.heads = nn.ModuleList(TaskHead(channels, count, count, BIAS) for count in counts)
         tables = [anchor_table(ANCHORS[name], grid) for name in class_names]
-        self.register_buffer("anchors", torch.stack(tables), persistent=False)  # (C, 2 * Y * X, 7)
+        self._tables = torch.stack(tables)  # (C, 2 * Y * X, 7); no buffer: half precision would move it by centimetres
 
     def forward(self, bev: Tensor) -> list[TaskOutput]:
         """(B, in_channels, Y, X) -> per task logits (B, A, Y, X) and codes (B, A, 10, Y, X), A = 2 * classes."""
@@ -88,7 +88,7 @@ class AnchorHead(nn.Module):
 
     def _sums(self, class_id: int, logits: Tensor, codes: Tensor, boxes: BoxRows) -> Tensor:
         """(B, 3): per scene the focal loss, the L1 loss and the number of matched anchors of one class."""
-        anchors, kind = self.anchors[class_id], ANCHORS[self.class_names[class_id]]
+        anchors, kind = self._anchors(class_id, logits), ANCHORS[self.class_names[class_id]]
         sums = []
         for scene, (logit, code) in enumerate(zip(logits, codes, strict=True)):
             truth = boxes.of(class_id, scene)
@@ -99,13 +99,18 @@ class AnchorHead(nn.Module):
             sums.append(torch.stack([score_loss(logit, taken), box, box.new_tensor(len(place))]))
         return torch.stack(sums)
 
+    def _anchors(self, class_id: int, like: Tensor) -> Tensor:
+        """(2 * Y * X, 7) float32 of one class, on the device of `like`."""
+        self._tables = self._tables.to(like.device)
+        return self._tables[class_id]
+
     def _found(self, class_id: int, logits: Tensor, codes: Tensor) -> list[Tensor]:
         """Boxes of one class, per scene."""
         return [self._found_in(class_id, logit, code) for logit, code in zip(logits, codes, strict=True)]
 
     def _found_in(self, class_id: int, logits: Tensor, codes: Tensor) -> Tensor:
         score, place = logits.sigmoid().topk(min(TOP, len(logits)))
-        boxes = decode_residuals(_codes_at(codes, place), self.anchors[class_id, place])
+        boxes = decode_residuals(_codes_at(codes, place), self._anchors(class_id, logits)[place])
         rows = torch.cat([boxes, torch.full_like(score, class_id)[:, None], score[:, None]], 1)
         rows = rows[(score > MIN_SCORE) & rows.isfinite().all(1)]
         return rows[rotated_nms(rows[:, BEV], rows[:, SCORE], MAX_IOU, KEPT)]

@@ -57,7 +57,7 @@ def match(anchors: Tensor, boxes: Tensor, anchor: Anchor) -> Tensor:
 
     BACKGROUND below the lower IoU, IGNORED between the two. The anchors that overlap a box best are its own however
     little that is, even where another box overlaps them more. A box between all anchors, as a small cone can be,
-    takes the nearest ones (OpenPCDet leaves it out): no box goes unlearnt.
+    takes the nearest ones (OpenPCDet leaves it out). Of two boxes with the same best anchors one goes without.
     """
     taken = torch.full((len(anchors),), BACKGROUND, device=anchors.device)
     if not len(boxes):

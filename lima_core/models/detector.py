@@ -17,7 +17,7 @@ from lima_core.models.voxelize_range import RangeConfig
 from lima_core.models.voxelnet import ENCODERS, bev_map
 from lima_core.sparse.tensor import SparseTensor
 
-HEADS = {"center": CenterHead, "anchor": AnchorHead}
+HEADS = ("center", "anchor")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class DetectorConfig:
     head: Literal["center", "anchor"] = option("center", "center: CenterPoint; anchor: SECOND")
     bev_width: int = option(128, "channels of the bird's-eye-view network's first stage, half of the second's")
     head_channels: int = option(64, "channels of the head's shared convolution and of its branches")
+    nms: Literal["rotated", "circle"] = option(
+        "rotated", "what suppresses a center head's boxes: IoU > 0.2, or the distance of the centres, which is faster"
+    )
     norm_momentum: float = option(0.01, "of the normalisation's running statistics; short runs want 0.1, or they lag")
     sweeps: int = option(10, "LiDAR sweeps in one cloud, the current one among them")
 
@@ -59,10 +62,13 @@ class Detector(nn.Module):
         cells = zip(bounds.low[:2], bounds.high[:2], encoder.bev_size, strict=True)
         cell = tuple((high - low) / size for low, high, size in cells)
         self.bev = BevBackbone(encoder.out_channels, config.bev_width)
-        self.box_head = HEADS[config.head](
-            self.bev.out_channels, BevGrid(bounds.low[:2], cell, encoder.bev_size), class_names,
-            channels=config.head_channels,
-        )  # fmt: skip
+        grid, channels = BevGrid(bounds.low[:2], cell, encoder.bev_size), config.head_channels
+        if config.head == "center":
+            self.box_head = CenterHead(self.bev.out_channels, grid, class_names, channels, config.nms)
+        elif config.nms == "rotated":
+            self.box_head = AnchorHead(self.bev.out_channels, grid, class_names, channels)
+        else:
+            raise ValueError("detector.nms=circle is for head center; SECOND suppresses by overlap")
         self.head = nn.Linear(self.backbone.out_channels, segment_classes) if segment_classes else None
         for module in self.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):

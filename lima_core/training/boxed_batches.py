@@ -82,7 +82,9 @@ class TrainingBoxes(Dataset):
         self._orders: dict[int, np.ndarray] = {}
         self.steps_per_epoch = len(self._order(0)) // batch_size
         if self.steps_per_epoch == 0:
-            raise ValueError(f"{len(self._order(0))} sweeps of an epoch do not fill a batch of {batch_size}")
+            raise ValueError(
+                f"{len(self._order(0))} sweeps of an epoch do not fill a batch of {batch_size}; set --batch_size"
+            )
 
     def __len__(self) -> int:
         return self._epochs * self.steps_per_epoch

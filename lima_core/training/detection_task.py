@@ -50,7 +50,7 @@ class DetectionTask:
         database = None
         if config.boxes.gt_database is not None:
             database = GtDatabase(config.boxes.gt_database)
-            database.check(config.data, config.detector.sweeps)
+            database.check(config.data, config.detector.sweeps, len(self.training))
         try:
             self.batches = TrainingBoxes(
                 self.training, config.batch_size, config.bounds, config.augment, config.seed, config.epochs,
@@ -58,7 +58,7 @@ class DetectionTask:
                 fabric.global_rank, fabric.world_size,
             )  # fmt: skip
         except ValueError as error:
-            raise ConfigError(f"{error}; set --batch_size") from error
+            raise ConfigError(str(error)) from error
 
     def loss(self, batch: BoxedBatch) -> Loss:
         """Of one batch, in training mode: heatmap or class, box, and cross-entropy with Lovasz where it segments."""

@@ -115,7 +115,8 @@ class Finished:
 def describe(data: DataConfig, training: Sequence[Any]) -> str:
     """What the labels came from; of real drives, the sequences by name, so that a share can be drawn again."""
     if data.name == STREET:
-        return f"simulated street, seeds {list(data.street.train_seeds)} (end excluded), {data.share} % of them"
+        seeds = list(data.street.train_seeds)
+        return f"simulated street, seeds {seeds} (end excluded), {data.share} % of the labels: {len(training)} sweeps"
     names = list(dict.fromkeys(training.sequences))
     shown = ", ".join(names) if len(names) <= 200 else f"{len(names)} sequences"
     return f"{data.name}, {data.share} % of the labels: {len(training)} sweeps of {shown}"

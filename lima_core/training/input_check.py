@@ -89,12 +89,14 @@ class AutoScale:
 
     def update(self) -> str | None:
         """Call after each `check.see`: one line when it decides, else None. The check then starts anew."""
-        if self.decided or not self._check.ready:
+        # one picture for all of it, for another thread may reset the check; sweeps without a return tell nothing
+        live, expected = self._check._live(), self._check._expected
+        if self.decided or live is None or not live.returns > 0:
             return None
         self.decided = True
-        before, better = self.scale, self._check.suggested_intensity_scale()
+        before, better = self.scale, better_scale(live, expected)
         if better is None:
-            wrong = [str(found) for found in self._check.findings() if found.what == "intensity"]
+            wrong = [str(found) for found in findings_of(live, expected) if found.what == "intensity"]
             return f"intensity_scale stays {before:g}: " + (wrong[0] if wrong else "intensity is as in training")
         self.scale = better
         self._check.reset()

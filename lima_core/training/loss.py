@@ -17,7 +17,8 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Loss:
     valid = labels != IGNORE
     logits, labels = logits[valid], labels[valid]
     if not len(labels):
-        return Loss(logits.sum(), {})  # a batch without a label moves nothing
+        none = logits.new_zeros(())  # named all the same: processes must agree on what they log
+        return Loss(logits.sum(), {"cross_entropy": none, "lovasz": none})  # a batch without a label moves nothing
     cross_entropy = functional.cross_entropy(logits, labels)
     lovasz = lovasz_softmax(logits.softmax(1), labels)
     parts = {"cross_entropy": cross_entropy.detach(), "lovasz": lovasz.detach()}

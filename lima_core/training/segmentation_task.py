@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from lima_core.config import ConfigError
+from lima_core.data.frame import IGNORE
 from lima_core.data.labelled import STREET, Sweep, open_labelled, taxonomy_of
 from lima_core.metrics.calibration import fit_temperature
 from lima_core.metrics.segmentation import ConfusionMatrix
@@ -117,18 +118,19 @@ def iou_table(metrics: dict[str, Any]) -> str:
 
 
 class LogitSample:
-    """Logits and labels of points spread evenly over all sweeps, about TEMPERATURE_POINTS of them."""
+    """Logits and labels of labelled points spread evenly over all sweeps, about TEMPERATURE_POINTS of them."""
 
     def __init__(self, sweeps: list[Sweep]) -> None:
-        self._step = max(1, sum(len(sweep.labels) for sweep in sweeps) // TEMPERATURE_POINTS)
+        labelled = sum(int(np.count_nonzero(sweep.labels != IGNORE)) for sweep in sweeps)
+        self._step = max(1, labelled // TEMPERATURE_POINTS)
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
 
     def __call__(self, sweep: Sweep, logits: Tensor, voxel_of_point: Tensor) -> None:
-        """Keeps every n-th point of a sweep that has a voxel, as `evaluate` shows it."""
-        voxel = voxel_of_point[:: self._step]
-        self._logits.append(logits[voxel[voxel >= 0]].float())
-        self._labels.append(torch.from_numpy(sweep.labels[:: self._step].astype(np.int64))[voxel >= 0])
+        """Keeps every n-th point of a sweep that has a label and a voxel, as `evaluate` shows it."""
+        rows = np.flatnonzero((sweep.labels != IGNORE) & (voxel_of_point.numpy() >= 0))[:: self._step]
+        self._logits.append(logits[voxel_of_point[rows]].float())
+        self._labels.append(torch.from_numpy(sweep.labels[rows].astype(np.int64)))
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """(N, C) float32 logits and (N,) int64 labels."""

@@ -18,6 +18,11 @@ class SyncBatchNorm(nn.BatchNorm1d):
         """(M, C) rows with M >= 0, or maps (B, C, Y, X) -> the same shape; every process must call it."""
         if not (self.training and distributed.is_available() and distributed.is_initialized()):
             return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._shared(x.float()).to(x.dtype)  # a count of voxels does not fit half precision
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """The same in float32."""
         others = [axis for axis in range(x.ndim) if axis != 1]
         per_channel = (1, -1, *[1] * (x.ndim - 2))
         count = _Sum.apply(x.new_tensor([float(x.numel() // x.shape[1])]))

@@ -56,7 +56,7 @@ def perfect(network: AnchorHead, boxes: list[torch.Tensor]) -> list[TaskOutput]:
         score = torch.full((len(boxes), len(task.classes), 2 * rows * columns), -12.0)
         code = torch.zeros(len(boxes), len(task.classes), 2 * rows * columns, 10)
         for k, class_id in enumerate(task.classes):
-            anchors = network.anchors[class_id]
+            anchors = network._tables[class_id]
             for scene, table in enumerate(boxes):
                 truth = table[table[:, 9] == class_id]
                 taken = match(anchors, truth, ANCHORS[network.class_names[class_id]])
@@ -81,9 +81,9 @@ def same_boxes(found: torch.Tensor, truth: torch.Tensor, tolerance: float = 1e-3
 def test_anchors_lie_on_the_published_grid(vectors: dict) -> None:
     expected, tol = vectors["second_anchor_grid"]["expected"], 1e-5  # 51.2 m in float32
     network = AnchorHead(8, GRID, NAMES, channels=8)
-    assert network.anchors.shape == (10, 2 * 128 * 128, 7)
-    assert network.anchors[..., 0].numel() == expected["total"] == expected["anchors_per_cell"] * 128 * 128
-    table = network.anchors[0].view(2, 128, 128, 7)
+    assert network._tables.shape == (10, 2 * 128 * 128, 7)
+    assert network._tables[..., 0].numel() == expected["total"] == expected["anchors_per_cell"] * 128 * 128
+    table = network._tables[0].view(2, 128, 128, 7)
     for line in (table[0, 5, :, 0], table[1, :, 7, 1]):
         torch.testing.assert_close(line[:3], torch.tensor(expected["first3"]), rtol=0, atol=tol)
         assert line[-1].item() == pytest.approx(expected["last"], abs=tol)

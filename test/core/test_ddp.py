@@ -156,6 +156,22 @@ def test_normalisation_over_two_processes_is_torch_s_over_all_rows(kind: type, s
         torch.testing.assert_close(part["var"], norm.running_var)
 
 
+def normalise_half(process: int, port: int, folder: Path) -> None:
+    enter(process, port)
+    open_fabric()
+    norm = SyncBatchNorm(2)
+    y = norm(torch.randn(1, 2, 300, 300, generator=torch.Generator().manual_seed(process)).half())
+    torch.save({"y": y.detach(), "var": norm.running_var}, folder / f"{process}.pt")
+    leave_processes()
+
+
+def test_half_precision_counts_more_than_it_can_hold(tmp_path: Path) -> None:
+    """180,000 cells are beyond float16, whose largest number is 65504."""
+    for part in in_two_processes(normalise_half, tmp_path):
+        assert part["y"].dtype == torch.float16 and float(part["y"].float().std()) == pytest.approx(1, abs=0.02)
+        torch.testing.assert_close(part["var"], torch.ones(2), atol=0.01, rtol=0)
+
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 

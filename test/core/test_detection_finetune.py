@@ -118,6 +118,8 @@ def test_pretrained_encoder_is_taken_over_whole(tmp_path: Path, capsys) -> None:
         (["--linear_probe"], "linear_probe and mixing are for task segmentation"),
         (["--mixing=lasermix"], "linear_probe and mixing are for task segmentation"),
         (["--detector.sweeps=0"], "at least 1"),
+        (["--optim.head_lr_factor=10"], "head_lr_factor is for task segmentation"),
+        (["--detector.head=anchor", "--detector.nms=circle"], "circle is for head center"),
         (["--data.name=semantickitti"], "semantickitti has no classes of boxes; nuscenes and street have"),
         (["--bounds.low=[-5.2,-6.4,-5]", "--bounds.high=[6.0,6.4,3]"], "give an odd map of .7, 8. cells"),
         (["--boxes.gt_database=nowhere"], "nowhere is no database of objects"),
@@ -128,6 +130,11 @@ def test_wrong_settings_are_explained(options: list[str], message: str, tmp_path
     with pytest.raises(SystemExit, match=f"^error: .*({message})"):
         finetune.main([*OPTIONS, "--task=detection", *options, f"--out={tmp_path}/run"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_objects_to_paste_need_boxes_to_learn(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: boxes.gt_database is for boxes"):
+        finetune.main(["--boxes.gt_database=x", f"--out={tmp_path}/run"])
 
 
 def test_encoder_of_other_voxels_is_refused(tmp_path: Path) -> None:

@@ -158,6 +158,8 @@ def test_asking_for_a_head_that_is_not_there_is_an_error(tmp_path: Path) -> None
         labels.segment(np.zeros((1, 5), np.float32))
     with pytest.raises(ValueError, match=r"or \(N, 5\) with the time lag, got \(1, 3\)"):
         boxes.detect(np.zeros((1, 3), np.float32))
+    with pytest.raises(ValueError, match="not both"):
+        boxes.detect(np.zeros((1, 5), np.float32), [(np.zeros((1, 4), np.float32), np.eye(4), 0.1)])
 
 
 def test_checkpoint_of_other_boxes_or_heads_is_refused(path: Path, tmp_path: Path) -> None:
@@ -173,3 +175,26 @@ def test_statistics_follow_at_the_configured_rate() -> None:
     network = Detector("voxelnet_tiny", BOUNDS, replace(SMALL, norm_momentum=0.3), NAMES)
     norms = [m for m in network.modules() if isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d))]
     assert len(norms) > 20 and {norm.momentum for norm in norms} == {0.3}
+
+
+def test_circle_suppression_is_for_centers() -> None:
+    network = Detector("voxelnet_tiny", BOUNDS, replace(SMALL, nms="circle"), NAMES)
+    assert network.box_head.nms == "circle"
+    with pytest.raises(ValueError, match="circle is for head center"):
+        Detector("voxelnet_tiny", BOUNDS, replace(SMALL, head="anchor", nms="circle"), NAMES)
+
+
+def test_half_precision_leaves_the_anchors_where_they_are() -> None:
+    whole, half = detector("anchor"), detector("anchor").half()
+    logits = torch.zeros(1)
+    assert torch.equal(whole.box_head._anchors(0, logits), half.box_head._anchors(0, logits.half()))
+
+
+def test_a_broken_return_of_the_past_does_not_blind_the_detector(path: Path) -> None:
+    predictor, sweep = Predictor(path, "cpu"), ToyBoxes(1)[0]
+    current, past = sweep.points[: sweep.current, :4], sweep.points[sweep.current :, :4].copy()
+    good = predictor.detect(current, [(past[1:], np.eye(4), 0.1)])
+    past[0, 3] = np.nan
+    again = predictor.detect(current, [(past, np.eye(4), 0.1)])
+    np.testing.assert_array_equal(again.score, good.score)
+    assert len(good) > 0

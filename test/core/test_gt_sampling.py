@@ -205,23 +205,28 @@ def test_another_process_reads_it_too(many: GtDatabase) -> None:
 
 
 def test_objects_of_other_labels_are_refused(many: GtDatabase) -> None:
-    many.check(replace(DATA, root="/moved"), 10)
+    many.check(replace(DATA, root="/moved"), 10, 3)
     for data, sweeps, named in [
         (replace(DATA, share=10), 10, "data.share=5, this training has data.share=10"),
         (DATA, 1, "sweeps=10, this training has sweeps=1"),
         (replace(DATA, name="street"), 10, "data.name=nuscenes, this training has data.name=street"),
     ]:
         with pytest.raises(ConfigError, match=named):
-            many.check(data, sweeps)
+            many.check(data, sweeps, 3)
+
+
+def test_objects_of_another_version_are_refused(many: GtDatabase) -> None:
+    with pytest.raises(ConfigError, match="made of 3 frames, this training has 1407: of another version"):
+        many.check(DATA, 10, 1407)
 
 
 def test_other_streets_are_refused(tmp_path: Path) -> None:
     streets = DataConfig(street=StreetConfig(train_seeds=(0, 2)))
     meta = {**META, "made_with": made_with(streets, 1)}
     found = GtDatabase(write_database(tmp_path / "a", [objects_of(row_of_boxes(0, [0]))], meta)[0])
-    found.check(streets, 1)
+    found.check(replace(streets, street=replace(streets.street, val_seeds=(9, 10))), 1, 3)
     with pytest.raises(ConfigError, match=r"data.street.train_seeds=\[0, 2\]"):
-        found.check(DataConfig(street=StreetConfig(train_seeds=(0, 4))), 1)
+        found.check(DataConfig(street=StreetConfig(train_seeds=(0, 4))), 1, 3)
 
 
 def interrupted() -> Iterator[Objects]:
@@ -304,7 +309,7 @@ def test_the_command_collects_what_the_training_split_has(tmp_path, monkeypatch,
     path, counts = build(GtDatabaseConfig(data=DATA, sweeps=3, workers=workers, out=str(tmp_path)))
     assert opened == [(5, "train", 3)]
     found = GtDatabase(path)
-    found.check(DATA, 3)
+    found.check(DATA, 3, 2)
     assert len(found) == 3 and found.meta["frames"] == 2
     assert {name: count for name, count in counts.items() if count} == {"car": 1, "truck": 1, "pedestrian": 1}
 

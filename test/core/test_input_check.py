@@ -353,3 +353,13 @@ def test_a_real_64_beam_sweep_is_denser(shared, scale):
     check = watched([(points, np.zeros(len(points)))] * 10, scale=scale, raw_scale=1.0)
     assert [found.what for found in check.findings()] == ["intensity", "density"][scale == 1.0 :]
     assert check.suggested_intensity_scale() == (None if scale == 1.0 else 1.0)
+
+
+def test_automatic_scale_waits_for_returns() -> None:
+    check = InputCheck({}, least_sweeps=2)
+    auto = AutoScale(check, 255.0)
+    for _ in range(5):
+        check.see(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    assert auto.update() is None and not auto.decided
+    check.reset()
+    assert auto.update() is None and not auto.decided

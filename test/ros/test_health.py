@@ -172,3 +172,17 @@ def test_complaints_name_the_cure():
     assert lines[0] == "no message on /x"
     assert sum("1 of 3 clouds dropped" in line for line in lines) == 3
     assert "sync.timeout_ms" in lines[-1] and "FRONT" in lines[-1]
+
+
+def test_a_network_that_hangs_is_an_error_and_an_old_failure_is_forgotten():
+    ledger = Ledger()
+    ledger.drop(ledger.receive(0.0), "bad_cloud")
+    ledger.publish(ledger.receive(0.0), 0.1)
+    before = ledger.account()
+    assert health.status(before).level == health.WARN
+    for _ in range(5):
+        ledger.drop(ledger.receive(1.0), "superseded")
+    found = health.status(ledger.account(), (), before)
+    assert (found.level, found.message) == (health.ERROR, "none of 5 clouds was published lately")
+    ledger.publish(ledger.receive(1.0), 1.1)
+    assert health.status(ledger.account(), (), before).level == health.OK

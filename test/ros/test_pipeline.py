@@ -226,3 +226,12 @@ def test_the_scale_of_the_rig_reaches_the_network_and_raw_intensity_comes_out(ru
     out.wait(lambda: out.clouds)
     np.testing.assert_array_equal(seen[0][:, 3], np.float32([0, 0.25, 0.5, 0.75, 1.0]))
     np.testing.assert_array_equal(read_cloud(out.clouds[0])["intensity"], np.arange(5))
+
+
+def test_odometry_of_another_body_is_refused(run):
+    one, out = run()
+    one.on_odometry(convert.odometry_message(np.eye(4), 1000 * MS, child_frame_id="lidar_link"))
+    one.on_odometry(convert.odometry_message(np.eye(4), 1000 * MS, child_frame_id="base_link"))
+    one.on_odometry(convert.odometry_message(np.eye(4), 1100 * MS, child_frame_id=""))
+    assert len(one._odometry) == 2
+    assert len(out.warnings) == 1 and "moves 'lidar_link', the rig's base_frame is 'base_link'" in out.warnings[0]

@@ -258,6 +258,16 @@ def test_reset_forgets_sweeps_and_keeps_counts():
     assert len(past) == 1
 
 
+def test_a_sweep_that_was_worked_on_during_a_reset_is_of_the_old_time():
+    past, _ = history()
+    received = past.epoch
+    past.reset()
+    past.add(START, cloud((1, 0, 0)), received)
+    assert len(past) == 0 and past.counts == {"jump": 1}
+    past.add(START, cloud((1, 0, 0)), past.epoch)
+    assert len(past) == 1
+
+
 def test_reset_from_another_thread():
     past, _ = history(count=5)
     stop = threading.Event()

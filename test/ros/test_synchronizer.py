@@ -132,6 +132,20 @@ def test_a_camera_that_comes_back_is_waited_for_again():
     assert sync.add_sweep(1200 * MS, "waits", 1.2) == []
 
 
+@pytest.mark.parametrize("silent", [range(0, 7), range(10, 16)])
+def test_a_camera_that_follows_its_lidar_comes_back_from_a_gap(silent):
+    """Its images come 30 ms after the cloud: a sweep that is not waited for would miss every one of them."""
+    sync = Synchronizer({"cam": Window(0.0, 45.0)}, timeout_ms=50)
+    complete = {}
+    for i in range(40):
+        done = sync.add_sweep(100 * i * MS, i, 0.1 * i)
+        if i not in silent:
+            done += sync.add_image("cam", 100 * i * MS, None, 0.1 * i + 0.03)
+        done += sync.poll(0.1 * i + 0.06)
+        complete |= {sweep.sweep: sweep.complete for sweep in done}
+    assert [i for i in range(40) if not complete[i]] == [*silent, silent[-1] + 1]
+
+
 def test_late_images_are_waited_for_until_the_timeout():
     sync = Synchronizer({"cam": Window(-30.0, 10.0)}, timeout_ms=50)
     assert sync.add_sweep(1000 * MS, "sweep", 10.0) == []

@@ -117,3 +117,14 @@ def test_no_item_is_lost_under_load():
         thread.join()
     worker.stop()
     assert counts["done"] + counts["dropped"] == 2000 and counts["error"] == 0
+
+
+def test_what_waits_may_be_dropped_while_the_job_goes_on():
+    bench = Bench()
+    bench.worker.submit(0)
+    assert bench.started.acquire(timeout=10)
+    bench.worker.submit(1)
+    bench.worker.drop("inactive")
+    bench.gate.set()
+    bench.worker.stop()
+    assert bench.done == [0] and bench.dropped == [(1, "inactive")]
