@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import weakref
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -111,7 +112,7 @@ class Bag:
     @property
     def _reader(self) -> AnyReader:
         if self._open is None:
-            self._open = _opened(self.path)
+            self._open = _opened(self.path, self)
         return self._open
 
     def _scan(self) -> None:
@@ -280,7 +281,7 @@ class BagMessages:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._reader = _opened(Path(path))
+        self._reader = _opened(Path(path), self)
         self.types = {topic: info.msgtype for topic, info in self._reader.topics.items()}
         self.counts = {topic: info.msgcount for topic, info in self._reader.topics.items()}
         self.latched = {t for t, info in self._reader.topics.items() if any(map(_is_latched, info.connections))}
@@ -294,13 +295,14 @@ def _is_latched(connection: Connection) -> bool:
     return any(q.durability == QosDurability.TRANSIENT_LOCAL for q in connection.ext.offered_qos_profiles)
 
 
-def _opened(path: Path) -> AnyReader:
-    """An open reader. Raises BagError when the folder is no rosbag2."""
+def _opened(path: Path, owner: object) -> AnyReader:
+    """An open reader, closed when its owner goes. Raises BagError when the folder is no rosbag2."""
     try:
         reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
         reader.open()
     except (AnyReaderError, FileNotFoundError) as error:
         raise BagError(f"{path} is not a readable rosbag2 folder: {error}") from error
+    weakref.finalize(owner, reader.close)
     return reader
 
 

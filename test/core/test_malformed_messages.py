@@ -104,7 +104,7 @@ def read_or_refused(msg, scale):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @MANY
 @given(wild_clouds(), SCALES)
 def test_a_wild_cloud(msg, scale):
@@ -112,7 +112,7 @@ def test_a_wild_cloud(msg, scale):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @MANY
 @given(near_clouds(), SCALES)
 def test_a_cloud_that_is_nearly_right(msg, scale):
@@ -213,7 +213,7 @@ def infos(draw):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @MANY
 @given(infos(), st.booleans())
 def test_a_calibration(msg, rectified):
