@@ -21,8 +21,8 @@ OPTIONS = [
     "--data.street.train_seeds=[0,5]", "--data.street.val_seeds=[100,101]", "--data.street.sweeps_per_street=2",
     "--boxes.balance=false", "--augment.flip=0", "--augment.rotation=0", "--augment.scale=[1,1]",
     "--augment.intensity_gain=1", "--optim.kind=adam_onecycle", "--optim.peak_lr=5e-3",
-    "--optim.clip_norm=10", "--batch_size=2", "--workers=0", "--epochs=32",
-    "--validate_every=32", "--detector.norm_momentum=0.1",
+    "--optim.clip_norm=10", "--batch_size=2", "--workers=0", "--epochs=40",
+    "--validate_every=40", "--detector.norm_momentum=0.1",
 ]  # fmt: skip
 
 
