@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from lima_core.data.synthetic.vehicle_rig import street_rig
 from lima_core.files import write_whole
 from lima_ros import convert
 from lima_ros.synchronizer import SyncedSweep, Synchronizer, Window
@@ -34,14 +35,7 @@ MS = 1_000_000
 START_NS = 1_532_402_927_000 * MS
 SECONDS, LOOPS, LIDAR_HZ, CAMERA_HZ, JITTER_MS = 20, 3, 20, 12, 1.0
 LIDAR = "LIDAR_TOP"
-OFFSETS_MS = {
-    "CAM_FRONT_LEFT": -43.1,
-    "CAM_FRONT": -35.5,
-    "CAM_FRONT_RIGHT": -27.6,
-    "CAM_BACK_RIGHT": -20.1,
-    "CAM_BACK": -10.4,
-    "CAM_BACK_LEFT": -0.5,
-}
+OFFSETS_MS = {mount.name: mount.offset_ms for mount in street_rig().cameras}  # those of nuScenes
 TOLERANCE_MS, TIMEOUT_MS = 45.0, 50.0  # ours: the node's defaults
 SLOP_MS, QUEUE = 60.0, 10  # message_filters': as in fact 2
 EARLY_S = (0.0, 0.2, 0.5)  # how long before the LiDAR the cameras end

@@ -32,9 +32,10 @@ from lima_core.config import ConfigError, option, plain, read_config
 from lima_core.data.boxed import LabelledClouds, open_boxed
 from lima_core.data.frame import IGNORE, DatasetError
 from lima_core.data.labelled import DataConfig, LabelledFrames, Sweep, open_labelled, taxonomy_of
-from lima_core.evaluate_boxes import BoxEvaluation, evaluate_boxes, write_summary
+from lima_core.evaluate_boxes import BoxEvaluation, evaluate_boxes, write_report
 from lima_core.files import write_whole
 from lima_core.metrics.calibration import Calibration
+from lima_core.metrics.plain import latency_summary, number
 from lima_core.metrics.segmentation import EDGES_M, ConfusionMatrix, DistanceBins
 from lima_core.paths import STREET_CHECKPOINT
 from lima_core.predict import Predictor
@@ -103,8 +104,8 @@ def run_boxes(config: EvaluateConfig, command: list[str], predictor: Predictor) 
         raise ConfigError("tta and predictions are for segmentation; leave them out for --task detection")
     folder = Path(config.out)
     evaluation = evaluate_boxes(predictor, config.data, config.split, config.workers, config.devkit, folder)
-    write_summary(evaluation, about(config, command, predictor), folder)
-    print((folder / "evaluation.md").read_text())
+    title = f"{config.data.name} {config.split}"
+    print(write_report(evaluation, title, about(config, command, predictor), folder))
     print(f"wrote {folder}/evaluation.json, .md and .html")
     return evaluation
 
@@ -242,18 +243,18 @@ def write_submission(folder: str | Path, split: str, token: str, labels: np.ndar
 def summary(evaluation: Evaluation) -> dict[str, Any]:
     """All numbers as plain values, null where nothing could be measured; shares in [0, 1]."""
     confusion, latency = evaluation.confusion, evaluation.latency_ms
-    names = [{"from_m": low, "to_m": _number(high)} for low, high in pairwise(EDGES_M)]
+    names = [{"from_m": low, "to_m": number(high)} for low, high in pairwise(EDGES_M)]
     return {
         "sweeps": len(latency),
         **_scores(confusion),
-        "iou": {name: _number(v) for name, v in zip(evaluation.class_names, confusion.iou(), strict=True)},
+        "iou": {name: number(v) for name, v in zip(evaluation.class_names, confusion.iou(), strict=True)},
         "by_distance": [name | _scores(m) for name, m in zip(names, evaluation.distances.matrices, strict=True)],
         "temperature": evaluation.temperature,
-        "ece_before_temperature": _number(evaluation.raw.ece()),
-        "ece": _number(evaluation.scaled.ece()),
+        "ece_before_temperature": number(evaluation.raw.ece()),
+        "ece": number(evaluation.scaled.ece()),
         "reliability_before_temperature": _bins(evaluation.raw),
         "reliability": _bins(evaluation.scaled),
-        "latency_ms": {"mean": latency.mean(), **{f"p{p}": np.percentile(latency, p) for p in (50, 95)}},
+        "latency_ms": latency_summary(latency),
         "confusion": {"matrix": confusion.matrix.tolist(), "missed": confusion.missed.tolist()},
     }
 
@@ -294,22 +295,17 @@ def markdown(evaluation: Evaluation) -> str:
 
 def _scores(confusion: ConfusionMatrix) -> dict[str, Any]:
     return {
-        "miou": _number(confusion.miou()),
+        "miou": number(confusion.miou()),
         "classes_counted": confusion.classes_counted(),
-        "accuracy": _number(confusion.accuracy()),
-        "mean_class_accuracy": _number(confusion.mean_accuracy()),
+        "accuracy": number(confusion.accuracy()),
+        "mean_class_accuracy": number(confusion.mean_accuracy()),
         "points": int(confusion.points_of_class().sum()),
     }
 
 
 def _bins(calibration: Calibration) -> list[dict[str, Any]]:
     rows = zip(calibration.count, calibration.mean_confidence(), calibration.accuracy(), strict=True)
-    return [{"points": int(n), "confidence": _number(c), "accuracy": _number(a)} for n, c, a in rows]
-
-
-def _number(value: float) -> float | None:
-    """JSON knows neither nan nor infinity."""
-    return float(value) if np.isfinite(value) else None
+    return [{"points": int(n), "confidence": number(c), "accuracy": number(a)} for n, c, a in rows]
 
 
 def _percent(share: float) -> str:

@@ -23,6 +23,7 @@ from lima_core.data.labelled import DataConfig, open_frames, taxonomy_of
 from lima_core.files import write_whole
 from lima_core.metrics.detection import DetectionMetric, DetectionResult
 from lima_core.metrics.detection_matching import ERRORS
+from lima_core.metrics.plain import latency_summary, number
 from lima_core.predict import Predictor
 from lima_core.tools.nuscenes_results import Row, result_rows, run_devkit, write_results
 from lima_core.viz.detection import markdown, write_page
@@ -42,7 +43,7 @@ class BoxEvaluation:
 def evaluate_boxes(
     predictor: Predictor, data: DataConfig, split: str, workers: int, devkit: str | None, folder: Path
 ) -> BoxEvaluation:
-    """Runs the detector on the sweeps of a split; writes table and page, for nuScenes' val split also RESULTS.
+    """Runs the detector on the sweeps of a split; for nuScenes' val split it writes RESULTS into `folder`.
 
     Raises ConfigError where network and data do not fit, or the official evaluator is asked for and fails.
     """
@@ -57,9 +58,6 @@ def evaluate_boxes(
     if devkit is not None:
         official = _official(devkit, source, folder)
         evaluation = BoxEvaluation(evaluation.result, evaluation.latency_ms, official)
-    title = f"{data.name} {split}"
-    write_whole(folder / "evaluation.md", table(evaluation, title))
-    write_page(evaluation.result, title, evaluation.latency_ms, folder / "evaluation.html")
     return evaluation
 
 
@@ -131,22 +129,21 @@ def summary(evaluation: BoxEvaluation) -> dict[str, Any]:
         "nds": result.nds,
         "label_aps": {name: aps.tolist() for name, aps in zip(names, result.label_aps, strict=True)},
         "label_errors": {
-            name: {error: _number(v) for error, v in zip(ERRORS, row, strict=True)}
+            name: {error: number(v) for error, v in zip(ERRORS, row, strict=True)}
             for name, row in zip(names, result.label_tp, strict=True)
         },
-        "errors": {error: _number(v) for error, v in zip(ERRORS, result.tp, strict=True)},
+        "errors": {error: number(v) for error, v in zip(ERRORS, result.tp, strict=True)},
         "true_boxes": dict(zip(names, result.truths.tolist(), strict=True)),
         "found_boxes": dict(zip(names, result.detections.tolist(), strict=True)),
-        "latency_ms": {"mean": latency.mean(), **{f"p{p}": np.percentile(latency, p) for p in (50, 95)}},
+        "latency_ms": latency_summary(latency),
         "official": evaluation.official,
     }
 
 
-def write_summary(evaluation: BoxEvaluation, about: dict[str, Any], folder: Path) -> Path:
-    """evaluation.json: the numbers, and what made them."""
-    return write_whole(folder / "evaluation.json", json.dumps({**summary(evaluation), **about}, indent=2) + "\n")
-
-
-def _number(value: float) -> float | None:
-    """JSON knows neither nan nor infinity."""
-    return float(value) if np.isfinite(value) else None
+def write_report(evaluation: BoxEvaluation, title: str, about: dict[str, Any], folder: Path) -> str:
+    """Writes evaluation.json (the numbers, and what made them), .md and .html; returns the table, as in the .md."""
+    text = table(evaluation, title)
+    write_whole(folder / "evaluation.json", json.dumps({**summary(evaluation), **about}, indent=2) + "\n")
+    write_whole(folder / "evaluation.md", text)
+    write_page(evaluation.result, title, evaluation.latency_ms, folder / "evaluation.html")
+    return text

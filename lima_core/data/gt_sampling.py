@@ -23,7 +23,7 @@ from lima_core.config import ConfigError, plain
 from lima_core.data.boxed import BoxedSweep
 from lima_core.data.frame import IGNORE, Boxes, DatasetError
 from lima_core.data.labelled import STREET, DataConfig
-from lima_core.geometry.boxes import box_table, points_in_boxes
+from lima_core.geometry.boxes import BEV, box_table, points_in_boxes
 from lima_core.geometry.overlap import bev_iou
 
 FORMAT = 1
@@ -33,7 +33,6 @@ GROUPS = {
     "barrier": 2, "motorcycle": 6, "bicycle": 6, "pedestrian": 2, "traffic_cone": 2,
 }  # fmt: skip
 COLUMNS = {"points": ("F32", 5), "count": ("I32",), "boxes": ("F32", 9), "class_id": ("U8",)}
-BEV = [0, 1, 3, 4, 6]  # x, y, l, w, yaw of a row of boxes
 
 
 def made_with(data: DataConfig, sweeps: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 # front (+x) first: left top, right top, right bottom, left bottom; then the rear in the same order
 CORNERS = np.array([(x, y, z) for x in (1, -1) for y, z in ((1, 1), (-1, 1), (-1, -1), (1, -1))]) / 2
 FOOTPRINT = [2, 3, 7, 6]  # rows of CORNERS
+BEV = [0, 1, 3, 4, 6]  # columns of a table that a box has from above: x, y, l, w, yaw
 
 
 class OrientedBoxes(Protocol):

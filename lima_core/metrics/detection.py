@@ -31,7 +31,7 @@ RANGE_M = {
     "motorcycle": 40.0, "bicycle": 40.0, "traffic_cone": 30.0, "barrier": 30.0,
 }  # fmt: skip
 EXCLUDED = {"traffic_cone": ("orientation", "velocity", "attribute"), "barrier": ("velocity", "attribute")}
-MAX_BOXES = 500  # of a frame
+MAX_BOXES = 500  # of a frame; the detection heads give no more
 MAP_WEIGHT = 5  # mAP counts as much as the five errors together
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lima_core.geometry.boxes import BEV
 from lima_core.models.anchors import (
     ANCHORS,
     IGNORED,
@@ -23,7 +24,7 @@ from lima_core.models.anchors import (
     match,
 )
 from lima_core.models.bev import BevGrid, conv_norm
-from lima_core.models.box_rows import BEV, SCORE, BoxRows, code_l1, joined, ranked
+from lima_core.models.box_rows import SCORE, BoxRows, code_l1, joined, ranked
 from lima_core.models.loss import Loss
 from lima_core.models.nms import rotated_nms
 from lima_core.models.tasks import TaskHead, TaskOutput, tasks_of

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lima_core.geometry.boxes import BEV
 from lima_core.geometry.overlap import nearest_bev_iou
 from lima_core.models.bev import BevGrid
-from lima_core.models.box_rows import BEV
 
 ROTATIONS = (0.0, 1.57)  # rad; the published value, not pi / 2
 BACKGROUND, IGNORED = -1, -2

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lima_core.metrics.detection import MAX_BOXES
 from lima_core.models.bev import BevGrid
 
 COLUMNS = 10
-BEV = (0, 1, 3, 4, 6)  # x, y, l, w, yaw
 CLASS, SCORE = 9, 10
 CODE_WEIGHTS = (1.0,) * 8 + (0.2, 0.2)  # the velocity weighs less (spec/datasets.md, trap 9)
-MAX_BOXES = 500  # the evaluation of nuScenes takes no more per scene (spec/datasets.md 2.5)
 
 
 @dataclass(frozen=True)

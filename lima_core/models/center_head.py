@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lima_core.geometry.boxes import BEV
 from lima_core.models.bev import BevGrid, conv_norm
-from lima_core.models.box_rows import BEV, SCORE, code_l1, joined, ranked
+from lima_core.models.box_rows import SCORE, code_l1, joined, ranked
 from lima_core.models.center_targets import CenterTargets, center_targets, decode_centers
 from lima_core.models.loss import Loss
 from lima_core.models.nms import circle_nms, rotated_nms

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from head_boxes import GRID, NAMES, SMALL, learned, same_boxes
 from lima_core.models.bev import BevGrid
 from lima_core.models.box_rows import code_l1, joined
 from lima_core.models.center_head import CenterHead, heatmap_loss
@@ -23,12 +24,6 @@ from lima_core.models.center_targets import (
 from lima_core.models.tasks import TaskOutput, tasks_of
 
 torch.set_num_threads(1)  # tests share the cores, and waiting threads spin
-NAMES = (
-    "car", "truck", "construction_vehicle", "bus", "trailer", "barrier", "motorcycle", "bicycle", "pedestrian",
-    "traffic_cone",
-)  # fmt: skip
-GRID = BevGrid((-51.2, -51.2), (0.8, 0.8), (128, 128))
-SMALL = BevGrid((-12.8, -6.4), (0.8, 0.8), (32, 16))
 NAN = math.nan
 SCENE = torch.tensor(
     [
@@ -58,16 +53,6 @@ def perfect(network: CenterHead, boxes: list[torch.Tensor]) -> list[TaskOutput]:
         score = torch.where(truth.heatmap == 1, 8.0, -8.0)
         outputs.append(TaskOutput(score, code.unflatten(2, network.grid.size[::-1])[:, None]))
     return outputs
-
-
-def same_boxes(found: torch.Tensor, truth: torch.Tensor, tolerance: float = 1e-3) -> None:
-    """Equal sets of boxes, in any order; yaw modulo a full turn."""
-    assert len(found) == len(truth)
-    pairs = torch.cdist(found[:, [0, 1, 9]], truth[:, [0, 1, 9]]).argmin(1)
-    assert len(pairs.unique()) == len(truth)
-    difference = found[:, :10] - truth[pairs]
-    difference[:, 6] = torch.remainder(difference[:, 6] + math.pi, 2 * math.pi) - math.pi
-    assert difference.abs().max() < tolerance
 
 
 def test_radius_of_a_peak(vectors: dict) -> None:
@@ -316,15 +301,7 @@ def test_more_than_83_objects_of_a_task_are_cut_to_the_best() -> None:
 def test_a_few_steps_on_a_fixed_map_find_the_boxes() -> None:
     torch.manual_seed(1)
     network, bev = CenterHead(16, SMALL, NAMES, channels=16), torch.randn(1, 16, 16, 32)
-    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, 160)
-    for _ in range(160):
-        optimiser.zero_grad()
-        network.loss(network(bev), [SCENE]).total.backward()
-        optimiser.step()
-        schedule.step()
-    found = network.decode(network(bev))[0]
-    same_boxes(found[found[:, 10] > 0.5], SCENE, 0.3)
+    same_boxes(learned(network, bev, SCENE), SCENE, 0.3)
 
 
 def test_a_rotation_is_coded_as_sine_then_cosine() -> None:
