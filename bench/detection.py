@@ -33,7 +33,7 @@ from lima_core.models.inputs import encode
 from lima_core.models.voxelize import VoxelConfig
 from lima_core.models.voxelize_range import RangeConfig
 from lima_core.models.voxelnet import ENCODERS, bev_map
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 
 SWEEPS = 10
 PARTS = {"voxelnet_tiny": (32, 32)}  # channels of bird's-eye view and head; of the others the papers'

@@ -23,10 +23,10 @@ from sensor_msgs.msg import CompressedImage, PointCloud2
 from lima_core.data.ros_cloud import pack_cloud
 from lima_core.data.synthetic.vehicle_rig import street_rig
 from lima_core.files import write_whole
-from lima_core.predict import Perception, Segmentation
+from lima_core.predictor import Perception, Segmentation
+from lima_core.runtime.parameters import resolve
+from lima_core.runtime.pipeline import Pipeline
 from lima_ros import convert
-from lima_ros.parameters import resolve
-from lima_ros.pipeline import Pipeline
 
 POINTS, SIZE, PERIOD_NS = 35_000, (1600, 900), 50_000_000
 START_NS = 1_600_000_000_000_000_000
@@ -59,7 +59,7 @@ def main() -> None:
         warn=lambda text: None,
         publish_ms=lambda stage, ms: stages[stage].append(ms) if stage in stages else None,
     )
-    pipeline = Pipeline(Network(), street_rig(), resolve({}), outputs)
+    pipeline = Pipeline(Network(), street_rig(), resolve({}), outputs, convert.ROS)
     sweep, jpeg = columns(), picture()
     deserialise, callbacks = [], []
     for index in range(options.sweeps):
@@ -113,10 +113,10 @@ def serialised(
     """(camera or None, type, CDR) of the messages of one sweep, images first, as their stamps have it."""
     stamp = START_NS + index * PERIOD_NS
     images = [
-        (name, CompressedImage, convert.compressed_message(jpeg, stamp + round(mount.offset_ms * 1e6), mount.frame_id))
+        (name, CompressedImage, convert.ROS.compressed(jpeg, stamp + round(mount.offset_ms * 1e6), mount.frame_id))
         for name, mount in pipeline.mounts.items()
     ]
-    cloud = (None, PointCloud2, convert.cloud_message(pack_cloud(sweep), stamp, "LIDAR_TOP"))
+    cloud = (None, PointCloud2, convert.ROS.cloud(pack_cloud(sweep), stamp, "LIDAR_TOP"))
     return [(name, kind, serialize_message(message)) for name, kind, message in (*images, cloud)]
 
 

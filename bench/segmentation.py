@@ -14,7 +14,7 @@ import torch
 from lima_core.data.synthetic.street import Street
 from lima_core.metrics.segmentation import ConfusionMatrix
 from lima_core.paths import STREET_CHECKPOINT
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 
 SWEEPS = (0, 10, 20, 30)  # of each street: one a second
 

@@ -29,11 +29,13 @@ from tqdm import tqdm
 from lima_core.data.frame import CameraView, Frame, Image
 from lima_core.data.rig import Rig
 from lima_core.data.synthetic.vehicle_rig import street_rig
-from lima_ros import bringup, convert, player
-from lima_ros.health import statistics
-from lima_ros.pipeline import overlay_topic
+from lima_core.runtime.frame_messages import frame_messages
+from lima_core.runtime.health import statistics
+from lima_core.runtime.pipeline import overlay_topic
+from lima_core.runtime.transforms import static_camera_from_lidar
+from lima_ros import bringup
+from lima_ros.convert import ROS
 from lima_ros.processes import Process
-from lima_ros.transforms import static_camera_from_lidar
 
 BEGIN_NS = 1_700_000_000_000_000_000
 SIZE = (1600, 900)
@@ -53,7 +55,7 @@ class Vehicle:
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._period_ns = round(1e9 / hz)
-        self._messages = player.frame_messages(standing(rig, points), rig, "compressed").messages
+        self._messages = frame_messages(standing(rig, points), rig, ROS)
         self._out = {m.topic: self.node.create_publisher(type(m.message), m.topic, 10) for m in self._messages}
         self._durations: dict[str, list[Float64]] = {stage: [] for stage in STAGES}
         for stage, heard in self._durations.items():
@@ -84,7 +86,7 @@ class Vehicle:
         for outgoing in self._messages:
             stamp_ns = outgoing.stamp_ns + shift_ns
             self.spin_until(begin_s + (stamp_ns - self._messages[0].stamp_ns) / 1e9)
-            outgoing.message.header.stamp = convert.to_stamp(stamp_ns)
+            outgoing.message.header.stamp = ROS.stamp(stamp_ns)
             self._out[outgoing.topic].publish(outgoing.message)
         self.sent += 1
 

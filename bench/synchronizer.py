@@ -23,8 +23,8 @@ import numpy as np
 
 from lima_core.data.synthetic.vehicle_rig import street_rig
 from lima_core.files import write_whole
+from lima_core.runtime.synchronizer import SyncedSweep, Synchronizer, Window
 from lima_ros import convert
-from lima_ros.synchronizer import SyncedSweep, Synchronizer, Window
 
 try:
     import message_filters
@@ -125,7 +125,7 @@ def bag(early_s: float = 0.0) -> list[Arrival]:
         times_ms = np.arange(0, 1000 * until_s, 1000 / hz) + offset_ms
         for time_ms in times_ms + rng.uniform(-JITTER_MS, JITTER_MS, len(times_ms)):
             stamp_ns = START_NS + round(time_ms * MS)
-            arrivals.append(Arrival(stamp_ns, name, SimpleNamespace(header=convert.header(stamp_ns, name))))
+            arrivals.append(Arrival(stamp_ns, name, SimpleNamespace(header=convert.ROS.header(stamp_ns, name))))
     return sorted(arrivals, key=lambda arrival: arrival.stamp_ns)
 
 

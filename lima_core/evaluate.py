@@ -38,7 +38,7 @@ from lima_core.metrics.calibration import Calibration
 from lima_core.metrics.plain import latency_summary, number
 from lima_core.metrics.segmentation import EDGES_M, ConfusionMatrix, DistanceBins
 from lima_core.paths import STREET_CHECKPOINT
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 from lima_core.training.run_folder import revision, versions
 from lima_core.viz.evaluation import Evaluation, range_names, write_page
 

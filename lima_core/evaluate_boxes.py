@@ -24,7 +24,7 @@ from lima_core.files import write_whole
 from lima_core.metrics.detection import DetectionMetric, DetectionResult
 from lima_core.metrics.detection_matching import ERRORS
 from lima_core.metrics.plain import latency_summary, number
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 from lima_core.tools.nuscenes_results import Row, result_rows, run_devkit, write_results
 from lima_core.viz.detection import markdown, write_page
 

@@ -29,11 +29,11 @@ from lima_core.data.frame import FrameSource
 from lima_core.data.sources import open_source
 from lima_core.files import write_whole
 from lima_core.paths import config_dir
+from lima_core.runtime.health import statistics
 from lima_core.viz.bev import to_base
 from lima_core.viz.report import Run, Shot, write_report
 from lima_ros import bringup
 from lima_ros.evaluation import end_to_end_ms
-from lima_ros.health import statistics
 from lima_ros.processes import Process, running
 
 STREET, STREET_FRAMES, RATE = "street:200000", 20, 0.2

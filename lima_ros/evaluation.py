@@ -16,8 +16,8 @@ import numpy as np
 from lima_core.data.ros_cloud import CloudError, read_cloud
 from lima_core.files import write_whole
 from lima_core.metrics.segmentation import ConfusionMatrix
-from lima_ros.health import statistics
-from lima_ros.parameters import Parameter
+from lima_core.runtime.health import statistics
+from lima_core.runtime.parameters import Parameter
 
 PARAMETERS = (
     Parameter("out", "", "Folder for evaluation.json, frames/*.npz and overlays/<camera>/*.jpg"),

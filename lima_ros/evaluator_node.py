@@ -25,9 +25,9 @@ from lima_core.data.bag import TRUTH_TOPIC
 from lima_core.data.classes import load_taxonomy
 from lima_core.data.rig import Rig
 from lima_core.data.ros_cloud import CloudError
+from lima_core.runtime.messages import stamp_ns
+from lima_core.runtime.parameters import resolve
 from lima_ros import evaluation
-from lima_ros.convert import stamp_ns
-from lima_ros.parameters import resolve
 from lima_ros.signals import interrupt_once
 
 SETTLE_S = 1.0  # overlays come after the cloud

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lima_core.data.rig import CameraMount
-from lima_ros import convert
-from lima_ros.parameters import Resolved
-from lima_ros.pipeline import NO_SET, Sweep
-from lima_ros.synchronizer import SyncedSweep, TimedImage
+from lima_core.runtime.messages import stamp_ns
+from lima_core.runtime.parameters import Resolved
+from lima_core.runtime.pipeline import NO_SET, Sweep
+from lima_core.runtime.synchronizer import SyncedSweep, TimedImage
 
 try:
     import message_filters
@@ -131,5 +131,5 @@ def _feed(into: message_filters.SimpleFilter, stamp_ns: int, message: Any) -> No
 
 
 def _timed(mount: CameraMount, image: Any, sweep_ns: int) -> TimedImage:
-    image_ns = convert.stamp_ns(image.header.stamp)
+    image_ns = stamp_ns(image.header.stamp)
     return TimedImage(image_ns, image, (image_ns - sweep_ns) / 1e6 - mount.offset_ms)

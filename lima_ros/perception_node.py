@@ -3,7 +3,7 @@
     ros2 run lima_ros perception_node --ros-args --params-file config/perception.yaml -p rig:=config/rigs/nuscenes.yaml
     python -m lima_ros.perception_node --ros-args ...          where lima is installed by pip only
 
-Wiring only: the main thread spins, `lima_ros.pipeline` does the work. Parameters: config/perception.yaml.
+Wiring only: the main thread spins, `lima_core.runtime.pipeline` does the work. Parameters: config/perception.yaml.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from visualization_msgs.msg import MarkerArray
 from lima_core.data.rig import Rig
 from lima_core.files import write_whole
 from lima_core.paths import STREET_CHECKPOINT
-from lima_ros import convert, filters_node, health, parameters, tf_node
-from lima_ros.detections import vision_messages
-from lima_ros.pipeline import STAGES, Pipeline, overlay_topic
+from lima_core.runtime import health, parameters
+from lima_core.runtime.pipeline import STAGES, Pipeline, overlay_topic
+from lima_core.runtime.results import DETECTIONS, LABEL_INFO, MARKERS
+from lima_core.runtime.worker import SHUTDOWN
+from lima_ros import convert, filters_node, tf_node
 from lima_ros.ports_node import LATCHED_QOS, RESULT_QOS, advertise, subscribe
-from lima_ros.results import DETECTIONS, LABEL_INFO, MARKERS
-from lima_ros.worker import SHUTDOWN
 
 STATUS_PERIOD_S = 1.0
 RECENT = 11  # states of the ledger, a period apart: diagnostics judge the last ten seconds
@@ -137,7 +137,7 @@ class PerceptionNode(LifecycleNode):
         make_sync = filters_node.factory(self.settings["sync.policy"])
         self._tf = tf_node.listen(self, self.settings["transforms"], rig)
         tf = self._tf.poses if self._tf else None
-        self._pipeline = Pipeline(self._load_predictor(), rig, self.settings, self, tf, make_sync)
+        self._pipeline = Pipeline(self._load_predictor(), rig, self.settings, self, convert.ROS, tf, make_sync)
         # at once: `_release` takes them for granted where there is a pipeline, and what follows may fail
         self._diagnostics_out = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._ms_out = {stage: self.create_publisher(Float64, f"~/debug/{stage}_ms", 10) for stage in STAGES}
@@ -153,7 +153,7 @@ class PerceptionNode(LifecycleNode):
 
     def _publish_label_info(self) -> None:
         """Latched, with the threshold of this moment."""
-        header = convert.header(self.get_clock().now().nanoseconds, self._label_frame)
+        header = convert.ROS.header(self.get_clock().now().nanoseconds, self._label_frame)
         self._out[LABEL_INFO].publish(self._pipeline.results.label_info(header))
 
     def _listen_to_all(self) -> None:
@@ -202,7 +202,7 @@ class PerceptionNode(LifecycleNode):
         for publisher in (*self._out.values(), *self._ms_out.values(), self._diagnostics_out):
             self.destroy_publisher(publisher)
         self._out, self._pipeline = {}, None
-        from lima_core.predict import free_memory  # torch: loaded, or there would be no pipeline
+        from lima_core.predictor import free_memory  # torch: loaded, or there would be no pipeline
 
         free_memory()
 
@@ -249,7 +249,7 @@ class PerceptionNode(LifecycleNode):
         # OpenMP reads this once, on import. Its waiting threads otherwise spin: beside other busy processes a sweep
         # then takes 4 to 100 times as long
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        from lima_core.predict import Predictor
+        from lima_core.predictor import Predictor
 
         started_s = time.monotonic()
         predictor = Predictor(self._checkpoint, self.settings["device"])
@@ -394,8 +394,8 @@ def main(args: list[str] | None = None) -> int:
 
 def message_kinds() -> dict[str, type]:
     """Message type of each topic below ~/output/, by the last part of its name."""
-    vision = vision_messages()
-    boxes = {} if vision is None else {DETECTIONS: vision.Detection3DArray, LABEL_INFO: vision.LabelInfo}
+    vision = {DETECTIONS: "vision_msgs/msg/Detection3DArray", LABEL_INFO: "vision_msgs/msg/LabelInfo"}
+    boxes = {topic: convert.message_class(name) for topic, name in vision.items()} if convert.ROS.has_vision else {}
     clouds = dict.fromkeys(("segmentation", "filtered", "features", "similarity"), PointCloud2)
     return {**clouds, **boxes, MARKERS: MarkerArray, "compressed": CompressedImage}
 

@@ -11,17 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-import numpy as np
-
-from lima_core.data.bag import TRUTH_TOPIC, BagMessages
-from lima_core.data.frame import CameraView, Frame, FrameSource
-from lima_core.data.rig import Rig
-from lima_core.data.ros_cloud import pack_cloud
-from lima_core.geometry import se3
-from lima_ros import convert
-from lima_ros.parameters import Parameter
+from lima_core.data.bag import BagMessages
+from lima_core.data.frame import FrameSource
+from lima_core.runtime.frame_messages import Outgoing, frame_messages
+from lima_core.runtime.parameters import Parameter
+from lima_ros.convert import ROS
 
 MAX_GAP_S = 5.0
 MAX_LATE_S = 0.5
@@ -47,72 +43,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Outgoing:
-    """One message, or the CDR bytes of one, due at a stamp of the recording."""
-
-    stamp_ns: int
-    topic: str
-    message: Any
-
-
-@dataclass(frozen=True)
 class Batch:
     """Messages in stamp order that belong together; time runs on only within one `sequence`."""
 
     sequence: str
     messages: tuple[Outgoing, ...]
-
-
-def frame_messages(frame: Frame, rig: Rig, transport: str) -> Batch:
-    """A frame as ROS messages on the rig's topics, at each sensor's own stamp, odometry first.
-
-    Extrinsics are the rig's and fixed, so that every sensor's pose gives the pose of the base at its stamp.
-    """
-    messages = []
-    for view in frame.cameras:
-        messages += _camera_messages(view, frame, rig, transport)
-    world_from_base = frame.world_from_lidar @ se3.inverse(rig.base_from_lidar)
-    messages.append(_odometry(world_from_base, frame.stamp_ns, rig))
-    messages.append(Outgoing(frame.stamp_ns, rig.lidar_topic, _cloud(frame, rig)))
-    if frame.labels is not None:
-        columns = {**_xyz(frame.points), "label": frame.labels}
-        truth = convert.cloud_message(pack_cloud(columns), frame.stamp_ns, rig.lidar_frame)
-        messages.append(Outgoing(frame.stamp_ns, TRUTH_TOPIC, truth))
-    return Batch(frame.sequence, tuple(sorted(messages, key=lambda m: m.stamp_ns)))
-
-
-def _camera_messages(view: CameraView, frame: Frame, rig: Rig, transport: str) -> list[Outgoing]:
-    mount = rig.camera(view.name)
-    world_from_camera = frame.world_from_lidar @ se3.inverse(view.camera_from_lidar)
-    world_from_base = world_from_camera @ se3.inverse(mount.base_from_camera)
-    if transport == "raw":
-        image = convert.image_message(view.image.rgb, view.stamp_ns, mount.frame_id)
-    else:
-        image = convert.compressed_message(view.image.jpeg(), view.stamp_ns, mount.frame_id)
-    return [
-        _odometry(world_from_base, view.stamp_ns, rig),
-        Outgoing(view.stamp_ns, mount.info_topic, convert.camera_info_message(view, mount.frame_id)),
-        Outgoing(view.stamp_ns, mount.image_topic, image),
-    ]
-
-
-def _odometry(world_from_base: np.ndarray, stamp_ns: int, rig: Rig) -> Outgoing:
-    message = convert.odometry_message(world_from_base, stamp_ns, rig.world_frame, rig.base_frame)
-    return Outgoing(stamp_ns, rig.odometry_topic, message)
-
-
-def _cloud(frame: Frame, rig: Rig) -> Any:
-    """The sweep as drivers send it: raw intensity, ring u16, time in seconds after the stamp."""
-    columns = {**_xyz(frame.points), "intensity": frame.points[:, 3] * np.float32(rig.intensity_scale)}
-    if "ring" in frame.extra:
-        columns["ring"] = frame.extra["ring"].astype(np.uint16)
-    if "time_s" in frame.extra:
-        columns["time"] = frame.extra["time_s"].astype(np.float32)
-    return convert.cloud_message(pack_cloud(columns), frame.stamp_ns, rig.lidar_frame)
-
-
-def _xyz(points: np.ndarray) -> dict[str, np.ndarray]:
-    return {axis: points[:, index] for index, axis in enumerate("xyz")}
 
 
 def frame_batches(source: FrameSource, transport: str, loops: int, start_offset_s: float, keep: int) -> Iterator[Batch]:
@@ -127,7 +62,8 @@ def frame_batches(source: FrameSource, transport: str, loops: int, start_offset_
             if len(kept) > index - start:
                 batch = kept[index - start]
             else:
-                batch = frame_messages(source[index], source.rig, transport)
+                frame = source[index]
+                batch = Batch(frame.sequence, frame_messages(frame, source.rig, ROS, transport))
                 if loops != 1 and len(source) - start <= keep:
                     kept.append(batch)
             yield Batch(f"{loop}/{batch.sequence}", batch.messages)

@@ -6,14 +6,12 @@ after the last message, and says how many frames were sent. Parameters: PARAMETE
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import rclpy
 from rclpy.node import Node
@@ -23,12 +21,13 @@ from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from tqdm import tqdm
 
-from lima_core.data.bag import CLOUD, BagMessages
+from lima_core.data.bag import CLOUD, TRUTH_TOPIC, BagMessages
 from lima_core.data.rig import Rig
 from lima_core.data.sources import open_source
 from lima_core.files import write_whole
-from lima_ros import convert, player
-from lima_ros.parameters import resolve
+from lima_core.runtime.parameters import resolve
+from lima_ros import player
+from lima_ros.convert import ROS, message_class
 from lima_ros.signals import interrupt_once
 
 CLOCK_TICK_S = 0.01
@@ -85,11 +84,11 @@ class PlayerNode(Node):
 
     def _create_publishers(self, rig: Rig, transport: str) -> None:
         image = "sensor_msgs/msg/Image" if transport == "raw" else "sensor_msgs/msg/CompressedImage"
-        types = {rig.lidar_topic: CLOUD, rig.odometry_topic: "nav_msgs/msg/Odometry", player.TRUTH_TOPIC: CLOUD}
+        types = {rig.lidar_topic: CLOUD, rig.odometry_topic: "nav_msgs/msg/Odometry", TRUTH_TOPIC: CLOUD}
         for mount in rig.cameras:
             types |= {mount.image_topic: image, mount.info_topic: "sensor_msgs/msg/CameraInfo"}
         for topic, name in types.items():
-            self._publishers_by_topic[topic] = self.create_publisher(_message_class(name), topic, QUEUE)
+            self._publishers_by_topic[topic] = self.create_publisher(message_class(name), topic, QUEUE)
         self._frame_topics = {rig.lidar_topic}
 
     def _recorded(self) -> Iterator[player.Batch]:
@@ -97,12 +96,12 @@ class PlayerNode(Node):
         bag = BagMessages(settings["source"])
         for topic, name in bag.types.items():
             try:
-                message_class = _message_class(name)
+                kind = message_class(name)
             except (ImportError, AttributeError):
                 self.get_logger().warning(f"{topic} is not played: the message {name} is not installed")
                 continue
             qos = LATCHED if topic in bag.latched else QUEUE
-            self._publishers_by_topic[topic] = self.create_publisher(message_class, topic, qos)
+            self._publishers_by_topic[topic] = self.create_publisher(kind, topic, qos)
         self._frame_topics = {t for t, name in bag.types.items() if name == CLOUD and not t.startswith("/gt/")}
         self._frames_in_all = sum(bag.counts[topic] for topic in self._frame_topics) * settings["loops"]
         topics = set(self._publishers_by_topic)
@@ -135,7 +134,7 @@ class PlayerNode(Node):
 
     def _tick(self, now_ns: int) -> None:
         if self._clock_publisher is not None:
-            self._clock_publisher.publish(Clock(clock=convert.to_stamp(now_ns)))
+            self._clock_publisher.publish(Clock(clock=ROS.stamp(now_ns)))
 
     def _frames_sent(self) -> int:
         return sum(self._sent[topic] for topic in self._frame_topics)
@@ -152,12 +151,6 @@ class PlayerNode(Node):
                 "sent_monotonic_ns": self._sent_at_ns,
             }
             write_whole(Path(self._settings["summary_file"]), json.dumps(summary, indent=1))
-
-
-def _message_class(name: str) -> Any:
-    """sensor_msgs/msg/Image -> its class."""
-    package, _, message = name.partition("/msg/")
-    return getattr(importlib.import_module(f"{package}.msg"), message)
 
 
 def main() -> int:

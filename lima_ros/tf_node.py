@@ -8,7 +8,7 @@ from rclpy.time import Time
 
 from lima_core.data.rig import Rig
 from lima_core.geometry import se3
-from lima_ros.transforms import PoseError
+from lima_core.runtime.transforms import PoseError
 
 try:
     import tf2_ros

@@ -20,9 +20,12 @@ from sensor_msgs.msg import PointCloud2
 
 from lima_core.data.frame import CameraView, Frame, Image
 from lima_core.data.rig import Rig
-from lima_ros import bringup, convert, player
+from lima_core.runtime.frame_messages import frame_messages
+from lima_core.runtime.messages import stamp_ns
+from lima_core.runtime.transforms import static_camera_from_lidar
+from lima_ros import bringup
+from lima_ros.convert import ROS
 from lima_ros.processes import Process
-from lima_ros.transforms import static_camera_from_lidar
 
 MS = 1_000_000
 PERIOD_NS = 100 * MS
@@ -100,7 +103,7 @@ class Sensors:
         self.node = rclpy.create_node("sensors", context=self.context)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
-        self._rig, self._messages = rig, player.frame_messages(standing(rig), rig, "compressed").messages
+        self._rig, self._messages = rig, frame_messages(standing(rig), rig, ROS)
         self._out = {m.topic: self.node.create_publisher(type(m.message), m.topic, 50) for m in self._messages}
         self.clouds = self.collect(PointCloud2, SEGMENTATION)
         self._diagnostics = self.collect(DiagnosticArray, "/diagnostics")
@@ -128,14 +131,14 @@ class Sensors:
         unsent = {topic for name in silent for topic in _topics(self._rig, name)}
         for outgoing in self._messages:
             if outgoing.topic not in unsent:
-                outgoing.message.header.stamp = convert.to_stamp(outgoing.stamp_ns + index * PERIOD_NS)
+                outgoing.message.header.stamp = ROS.stamp(outgoing.stamp_ns + index * PERIOD_NS)
                 self._out[outgoing.topic].publish(outgoing.message)
         self.sent.append(BEGIN_NS + index * PERIOD_NS)
         self.spin_until(lambda: len(self.clouds) >= len(self.sent), 60, f"the result of sweep {index}")
 
     def stamps(self) -> list[int]:
         """Of the results, in order of arrival."""
-        return [convert.stamp_ns(cloud.header.stamp) for cloud in self.clouds]
+        return [stamp_ns(cloud.header.stamp) for cloud in self.clouds]
 
     def diagnosed(self) -> dict[str, str]:
         """What /diagnostics says once it counts every sweep that was sent."""

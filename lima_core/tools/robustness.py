@@ -27,7 +27,7 @@ from lima_core.evaluate import EvaluateConfig, open_inputs
 from lima_core.files import write_whole
 from lima_core.metrics.robustness import BASELINES, Scores, robustness
 from lima_core.metrics.segmentation import ConfusionMatrix
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 
 
 def main(argv: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from lima_core.geometry import se3
 from lima_core.geometry.boxes import box_table, corners
 from lima_core.geometry.camera import MIN_DEPTH_M
 from lima_core.metrics.detection_matching import ERRORS_AT, nearest_free
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 from lima_core.viz.bev import BACKGROUND, EGO, caption, render_bev, to_base
 from lima_core.viz.overlay import DIM
 from lima_core.viz.report import mosaic

@@ -25,7 +25,7 @@ from lima_core.data.labelled import STREET, DataConfig, StreetConfig, open_frame
 from lima_core.files import write_whole
 from lima_core.metrics.segmentation import ConfusionMatrix
 from lima_core.paths import STREET_CHECKPOINT
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 from lima_core.viz.bev import (
     BACKGROUND,
     EGO,

@@ -21,7 +21,7 @@ from lima_core.models.backbones import build_backbone
 from lima_core.models.detector import Detector, DetectorConfig
 from lima_core.models.voxelize import VoxelConfig
 from lima_core.models.voxelize_range import RangeConfig
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 from lima_core.training.finetune_config import FinetuneConfig
 from toy_boxes import BOUNDS as BOUND_OPTIONS
 from toy_boxes import NETWORK, ToyBoxes

@@ -11,7 +11,7 @@ from lima_core import finetune
 from lima_core.data.boxed import open_boxed
 from lima_core.data.labelled import DataConfig, StreetConfig
 from lima_core.metrics.detection import DetectionMetric
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 
 REACH_M = 12.8
 STREET = StreetConfig((0, 5), (100, 101), sweeps_per_street=2)

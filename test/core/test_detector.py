@@ -16,7 +16,7 @@ from lima_core.data.classes import load_taxonomy
 from lima_core.models.detections import to_detections
 from lima_core.models.detector import HEADS, Detector, DetectorConfig
 from lima_core.models.voxelize_range import RangeConfig
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 from lima_core.training.boxed_batches import TrainingBoxes, collate_boxed
 from lima_core.training.loss import segmentation_loss
 from toy_boxes import CAR_LABEL, ToyBoxes

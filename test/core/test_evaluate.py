@@ -14,7 +14,7 @@ from lima_core import evaluate
 from lima_core.checkpoint import CheckpointError, load_checkpoint, write_tensors
 from lima_core.data.labelled import Sweep
 from lima_core.metrics.segmentation import ConfusionMatrix
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 
 torch.set_num_threads(1)  # tests share the cores, and waiting threads spin
 

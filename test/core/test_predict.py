@@ -13,7 +13,7 @@ from lima_core.data.synthetic.street import Street
 from lima_core.metrics.segmentation import ConfusionMatrix
 from lima_core.models.heads import build_segmenter
 from lima_core.paths import STREET_CHECKPOINT
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 from lima_core.training.collate import collate
 
 torch.set_num_threads(1)  # tests share the cores, and waiting threads spin

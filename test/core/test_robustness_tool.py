@@ -11,7 +11,7 @@ import torch
 
 from lima_core.data.corruptions import KINDS
 from lima_core.data.labelled import StreetConfig, simulate
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 from lima_core.tools import robustness
 
 

@@ -15,7 +15,7 @@ from lima_core.data.synthetic.street import Street
 from lima_core.lima.view import frame_view
 from lima_core.models.minkunet import MODELS
 from lima_core.models.voxelize import VoxelConfig
-from lima_core.predict import Predictor
+from lima_core.predictor import Predictor
 from lima_core.viz import similarity
 from lima_core.viz.__main__ import main
 from lima_core.viz.similarity import figure, heat, nearest, row_of, student_features

@@ -17,9 +17,9 @@ from lima_core.data.nuscenes import NuScenes
 from lima_core.data.rig import Rig, RigError
 from lima_core.geometry import se3
 from lima_core.paths import config_dir
+from lima_core.runtime.parameters import resolve
 from lima_ros import bringup, viewers
 from lima_ros.node_spec import NodeSpec, command
-from lima_ros.parameters import resolve
 from lima_ros.player import PARAMETERS as PLAYER_PARAMETERS
 from lima_ros.processes import Process, running
 
@@ -106,7 +106,8 @@ def test_launch_arguments_win_over_the_parameter_file(tmp_path: Path) -> None:
 
 
 def test_every_given_parameter_is_one_the_nodes_have(tmp_path: Path) -> None:
-    from lima_ros import evaluation, parameters, player
+    from lima_core.runtime import parameters
+    from lima_ros import evaluation, player
 
     specs = bringup.demo_graph("street:1", "nuscenes", tmp_path, 5, checkpoint="c", device="cpu", rate=0.5)
     tables = {

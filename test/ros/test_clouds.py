@@ -13,10 +13,11 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import PointCloud2, PointField
 
 from lima_core.data.ros_cloud import DATATYPES, CloudError, CloudPoints, cloud_points, pack_cloud, read_cloud
+from lima_core.runtime import clouds
 from lima_core.viz.features import SPREAD
-from lima_ros import clouds, convert
+from lima_ros import convert
 
-HEADER = convert.header(1_532_402_927_647_951_000, "LIDAR_TOP")
+HEADER = convert.ROS.header(1_532_402_927_647_951_000, "LIDAR_TOP")
 F32, F64, U16, U8 = (DATATYPES[name] for name in ("f4", "f8", "u2", "u1"))
 # (name, offset, datatype, count) of each point, point_step
 XYZI = ([("x", 0, F32, 1), ("y", 4, F32, 1), ("z", 8, F32, 1), ("intensity", 12, F32, 1)], 16)
@@ -51,7 +52,7 @@ def random_cloud(layout, height: int, width: int, big: bool = False, row_padding
 def test_filter_removes_points_and_nothing_else(layout, height, width, big, row_padding, data):
     msg = random_cloud(layout, height, width, big, row_padding)
     keep = np.array(data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width)), bool)
-    out = sent(clouds.filtered_message(msg, keep))
+    out = sent(clouds.filtered_message(msg, keep, convert.ROS))
     for name in ("header", "fields", "is_bigendian", "point_step", "is_dense"):
         assert getattr(out, name) == getattr(msg, name)
     assert (out.height, out.width, out.row_step) == (1, keep.sum(), keep.sum() * msg.point_step)
@@ -65,39 +66,39 @@ def test_filter_removes_points_and_nothing_else(layout, height, width, big, row_
 
 def test_filter_keeps_the_bytes_between_the_fields():
     msg = random_cloud(GAPS, 2, 3, row_padding=4)
-    out = clouds.filtered_message(msg, np.array([True, False, False, False, False, True]))
+    out = clouds.filtered_message(msg, np.array([True, False, False, False, False, True]), convert.ROS)
     first, last = msg.data[:29], msg.data[-4 - 29 : -4]
     assert bytes(out.data) == bytes(first) + bytes(last)
 
 
 def test_filter_of_nothing_and_of_all():
     msg = random_cloud(XYZI, 1, 5)
-    assert sent(clouds.filtered_message(msg, np.ones(5, bool))) == msg
-    none = sent(clouds.filtered_message(msg, np.zeros(5, bool)))
+    assert sent(clouds.filtered_message(msg, np.ones(5, bool), convert.ROS)) == msg
+    none = sent(clouds.filtered_message(msg, np.zeros(5, bool), convert.ROS))
     assert none.width == 0 and len(none.data) == 0 and len(cloud_points(none, 1.0)) == 0
 
 
 def test_filter_of_a_cloud_without_layout():
-    out = sent(clouds.filtered_message(PointCloud2(header=HEADER), np.zeros(0, bool)))
+    out = sent(clouds.filtered_message(PointCloud2(header=HEADER), np.zeros(0, bool), convert.ROS))
     assert (out.width, out.row_step, out.header) == (0, 0, HEADER)
 
 
 @pytest.mark.parametrize("keep", [np.ones(4, bool), np.ones(6, bool), np.ones(5, np.uint8), np.ones((5, 1), bool)])
 def test_filter_that_does_not_fit(keep):
     with pytest.raises(ValueError, match=r"the cloud needs \(5,\) bool"):
-        clouds.filtered_message(random_cloud(XYZI, 1, 5), keep)
+        clouds.filtered_message(random_cloud(XYZI, 1, 5), keep, convert.ROS)
 
 
 def test_filter_of_a_truncated_cloud():
     msg = random_cloud(XYZI, 2, 5)
     msg.data = msg.data[:-1]
     with pytest.raises(CloudError, match="truncated"):
-        clouds.filtered_message(msg, np.ones(10, bool))
+        clouds.filtered_message(msg, np.ones(10, bool), convert.ROS)
 
 
 def cloud_of(n: int, seed: int = 0) -> CloudPoints:
     columns = {axis: np.random.default_rng(seed).normal(0, 20, n).astype(np.float32) for axis in "xyz"}
-    return cloud_points(convert.cloud_message(pack_cloud(columns), 0, "lidar"), 1.0)
+    return cloud_points(convert.ROS.cloud(pack_cloud(columns), 0, "lidar"), 1.0)
 
 
 def rgb_of(msg) -> np.ndarray:
@@ -134,7 +135,7 @@ def test_colours_of_the_first_sweep_are_its_principal_components():
 def test_features_message():
     cloud, features = cloud_of(400), axes_features([100, 100, 100, 100])
     features[[3, 200]] = np.nan
-    msg = sent(clouds.features_message(cloud, features, clouds.FeatureColors(), HEADER))
+    msg = sent(clouds.features_message(cloud, features, clouds.FeatureColors(), HEADER, convert.ROS))
     same_place(msg, cloud)
     assert list(read_cloud(msg)) == ["x", "y", "z", "rgb"]
     rgb = rgb_of(msg)
@@ -229,7 +230,7 @@ def test_features_of_another_width():
 def test_similarity():
     cloud = cloud_of(6)
     features = np.float32([[1, 0, 0], [3, 4, 0], [0, 0, 2], [-5, 0, 0], [np.nan] * 3, [7, 0, 0]])
-    msg = sent(clouds.similarity_message(cloud, features, 0, HEADER))
+    msg = sent(clouds.similarity_message(cloud, features, 0, HEADER, convert.ROS))
     same_place(msg, cloud)
     np.testing.assert_allclose(read_cloud(msg)["similarity"], [1, 0.6, 0, -1, np.nan, 1], atol=1e-6)
     rgb = rgb_of(msg).astype(int)
@@ -244,20 +245,20 @@ def test_similarity():
 )
 def test_similarity_to_what_has_no_feature(row, text):
     with pytest.raises(ValueError, match=text):
-        clouds.similarity_message(cloud_of(2), np.float32([[1, 2, 3], [np.nan] * 3]), row, HEADER)
+        clouds.similarity_message(cloud_of(2), np.float32([[1, 2, 3], [np.nan] * 3]), row, HEADER, convert.ROS)
 
 
 def test_features_of_another_cloud():
     features = np.ones((3, 4), np.float32)
     with pytest.raises(ValueError, match=r"the cloud needs \(4, C\)"):
-        clouds.features_message(cloud_of(4), features, clouds.FeatureColors(), HEADER)
+        clouds.features_message(cloud_of(4), features, clouds.FeatureColors(), HEADER, convert.ROS)
     with pytest.raises(ValueError, match=r"the cloud needs \(4, C\)"):
-        clouds.similarity_message(cloud_of(4), features, 0, HEADER)
+        clouds.similarity_message(cloud_of(4), features, 0, HEADER, convert.ROS)
 
 
 def test_empty_cloud_has_colours_too():
     empty = np.zeros((0, 16), np.float32)
-    msg = sent(clouds.features_message(cloud_of(0), empty, clouds.FeatureColors(), HEADER))
+    msg = sent(clouds.features_message(cloud_of(0), empty, clouds.FeatureColors(), HEADER, convert.ROS))
     assert msg.width == 0 and msg.header == HEADER
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import sys
-from types import ModuleType, SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -14,49 +10,40 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 from hypothesis import given
 from hypothesis import strategies as st
 from rclpy.serialization import deserialize_message, serialize_message
-from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from visualization_msgs.msg import Marker
 
 from lima_core.data.frame import Boxes, Detections
 from lima_core.geometry import boxes as geometry
 from lima_core.geometry import se3
-from lima_ros import convert, detections
+from lima_core.runtime import detections
+from lima_core.runtime.bag_messages import bag_messages, typestore
+from lima_core.runtime.messages import stamp_ns
+from lima_ros import convert
 
 NAMES = ("car", "pedestrian", "traffic_cone")
 COLORS = np.array([[255, 158, 0], [0, 0, 230], [47, 79, 79]], np.uint8)
-HEADER = convert.header(1_532_402_927_647_951_000, "LIDAR_TOP")
-# the fields of vision_msgs 4.1 (Humble to Kilted), which has no wheel on PyPI
-VISION = {
-    "Detection3DArray": "std_msgs/Header header\nDetection3D[] detections",
-    "Detection3D": "std_msgs/Header header\nObjectHypothesisWithPose[] results\nBoundingBox3D bbox\nstring id",
-    "ObjectHypothesisWithPose": "ObjectHypothesis hypothesis\ngeometry_msgs/PoseWithCovariance pose",
-    "ObjectHypothesis": "string class_id\nfloat64 score",
-    "BoundingBox3D": "geometry_msgs/Pose center\ngeometry_msgs/Vector3 size",
-    "LabelInfo": "std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold",
-    "VisionClass": "uint16 class_id\nstring class_name",
-}
+NS = 1_532_402_927_647_951_000
+HEADER = convert.ROS.header(NS, "LIDAR_TOP")
 
 
 class Vision:
-    """vision_msgs and its serialisation: the installed package, or classes that rosbags makes of the definitions."""
+    """Messages with vision_msgs, and their serialisation: the installed package, or rosbags' classes."""
 
     def __init__(self, real: bool) -> None:
         if real:
-            self.messages = pytest.importorskip("vision_msgs.msg", reason="needs the package vision_msgs")
-            return
-        self._store = get_typestore(Stores.ROS2_KILTED)
-        for name, text in VISION.items():
-            self._store.register(get_types_from_msg(text, f"vision_msgs/msg/{name}"))
-        self.messages = SimpleNamespace(**{name: self._store.types[f"vision_msgs/msg/{name}"] for name in VISION})
-        self.sent = self._through_cdr
+            pytest.importorskip("vision_msgs.msg", reason="needs the package vision_msgs")
+        self.messages = convert.ROS if real else bag_messages()
+        self.sent = self._real if real else self._through_cdr
+        self.header = self.messages.header(NS, "LIDAR_TOP")
 
     @staticmethod
-    def sent(msg):
+    def _real(msg):
         return deserialize_message(serialize_message(msg), type(msg))
 
-    def _through_cdr(self, msg):
+    @staticmethod
+    def _through_cdr(msg):
         name = msg.__msgtype__
-        return self._store.deserialize_cdr(self._store.serialize_cdr(msg, name), name)
+        return typestore().deserialize_cdr(typestore().serialize_cdr(msg, name), name)
 
 
 @pytest.fixture(params=[False, True], ids=["definitions", "package"])
@@ -78,7 +65,7 @@ WALKER = (1, 2, 0, 0.7, 0.6, 1.8, 0.3, np.nan, np.nan, 1, 0.5)
 
 def drawn(what: Detections, lifetime_s: float = 0.0):
     """The markers after DELETEALL, as a subscriber gets them."""
-    msg = detections.marker_array(what, NAMES, COLORS, HEADER, lifetime_s, "lima")
+    msg = detections.marker_array(what, NAMES, COLORS, HEADER, lifetime_s, "lima", convert.ROS)
     array = deserialize_message(serialize_message(msg), type(msg))
     assert array.markers[0].action == Marker.DELETEALL and array.markers[0].ns == ""
     assert all(marker.header == HEADER for marker in array.markers)
@@ -156,7 +143,7 @@ def test_ids_colours_namespaces_and_lifetime():
 
 def test_colours_of_other_classes_are_refused():
     with pytest.raises(ValueError, match="3 classes of boxes and 16 colours"):
-        detections.marker_array(found(CAR), NAMES, np.zeros((16, 3), np.uint8), HEADER, 0.0, "lima")
+        detections.marker_array(found(CAR), NAMES, np.zeros((16, 3), np.uint8), HEADER, 0.0, "lima", convert.ROS)
 
 
 @pytest.mark.parametrize(("column", "value", "text"), [(1, np.nan, "detection 1 is not finite"), (9, 3, "has class 3")])
@@ -166,12 +153,12 @@ def test_what_cannot_be_sent_is_named(vision, column, value, text):
     with pytest.raises(ValueError, match=text):
         drawn(found(CAR, row))
     with pytest.raises(ValueError, match=text):
-        detections.detection_array(found(CAR, row), NAMES, HEADER, vision.messages)
+        detections.detection_array(found(CAR, row), NAMES, vision.header, vision.messages)
 
 
 def test_detection_array(vision):
-    msg = vision.sent(detections.detection_array(found(CAR, WALKER), NAMES, HEADER, vision.messages))
-    assert convert.stamp_ns(msg.header.stamp) == convert.stamp_ns(HEADER.stamp) and msg.header.frame_id == "LIDAR_TOP"
+    msg = vision.sent(detections.detection_array(found(CAR, WALKER), NAMES, vision.header, vision.messages))
+    assert stamp_ns(msg.header.stamp) == stamp_ns(HEADER.stamp) and msg.header.frame_id == "LIDAR_TOP"
     car, walker = msg.detections
     for one in (car, walker):
         assert one.header == msg.header and one.id == "" and len(one.results) == 1
@@ -186,14 +173,14 @@ def test_detection_array(vision):
 
 
 def test_detection_array_of_nothing_has_the_header(vision):
-    msg = vision.sent(detections.detection_array(found(), NAMES, HEADER, vision.messages))
+    msg = vision.sent(detections.detection_array(found(), NAMES, vision.header, vision.messages))
     assert len(msg.detections) == 0 and msg.header.frame_id == "LIDAR_TOP"
-    assert convert.stamp_ns(msg.header.stamp) == convert.stamp_ns(HEADER.stamp)
+    assert stamp_ns(msg.header.stamp) == stamp_ns(HEADER.stamp)
 
 
 @pytest.mark.parametrize("threshold", [0.25, {"car": 0.5, "pedestrian": 0.25, "traffic_cone": 0.75}])
 def test_label_info(vision, threshold):
-    msg = vision.sent(detections.label_info(NAMES, threshold, HEADER, vision.messages))
+    msg = vision.sent(detections.label_info(NAMES, threshold, vision.header, vision.messages))
     assert [(c.class_id, c.class_name) for c in msg.class_map] == list(enumerate(NAMES))
     assert msg.threshold == 0.25 and msg.header.frame_id == "LIDAR_TOP"
 
@@ -222,33 +209,3 @@ def test_threshold_of_each_class():
 def test_threshold_that_means_nothing(threshold, text):
     with pytest.raises(ValueError, match=text):
         detections.above(found(CAR), NAMES, threshold)
-
-
-def importing(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    """From now on `import vision_msgs.msg` finds that the module `missing` is not there."""
-
-    def fake(name, *args, **kwargs):
-        if name == "vision_msgs.msg":
-            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
-        return real(name, *args, **kwargs)
-
-    real = builtins.__import__
-    monkeypatch.setattr(builtins, "__import__", fake)
-
-
-def test_vision_msgs_is_optional_but_may_not_be_broken(monkeypatch):
-    with monkeypatch.context() as patch:
-        importing(patch, "vision_msgs")
-        assert detections.vision_messages() is None
-    with monkeypatch.context() as patch:
-        importing(patch, "rosidl_parser")
-        with pytest.raises(ModuleNotFoundError, match="rosidl_parser"):
-            detections.vision_messages()
-
-
-def test_vision_msgs_is_found(monkeypatch):
-    package, messages = ModuleType("vision_msgs"), ModuleType("vision_msgs.msg")
-    package.msg = messages
-    monkeypatch.setitem(sys.modules, "vision_msgs", package)
-    monkeypatch.setitem(sys.modules, "vision_msgs.msg", messages)
-    assert detections.vision_messages() is messages

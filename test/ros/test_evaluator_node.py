@@ -21,11 +21,11 @@ def output(labels: list[int], stamp_ns: int = 0) -> object:
     count = len(labels)
     columns = {axis: np.arange(count, dtype=np.float32) for axis in "xyz"}
     columns |= {"label": np.array(labels, np.uint8), "probability": np.full(count, 0.5, np.float32)}
-    return convert.cloud_message(pack_cloud(columns), stamp_ns, "lidar")
+    return convert.ROS.cloud(pack_cloud(columns), stamp_ns, "lidar")
 
 
 def truth(labels: list[int], stamp_ns: int = 0) -> object:
-    return convert.cloud_message(pack_cloud({"label": np.array(labels, np.uint8)}), stamp_ns, "lidar")
+    return convert.ROS.cloud(pack_cloud({"label": np.array(labels, np.uint8)}), stamp_ns, "lidar")
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_malformed_clouds_are_named(judge: evaluation.Evaluation) -> None:
     with pytest.raises(CloudError, match="no field x, y, z, probability; its fields are"):
         judge.add_segmentation(1, truth([0]), 0)
     with pytest.raises(CloudError, match="no field label"):
-        judge.add_truth(1, convert.cloud_message(pack_cloud({"x": np.zeros(1, np.float32)}), 0, "lidar"))
+        judge.add_truth(1, convert.ROS.cloud(pack_cloud({"x": np.zeros(1, np.float32)}), 0, "lidar"))
     assert judge.received == 0
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lima_ros import health
-from lima_ros.health import ERROR, OK, WARN, Ledger, TopicWatch, silent_topics, statistics, status
-from lima_ros.parameters import PARAMETERS, ParameterError, resolve
+from lima_core.runtime import health
+from lima_core.runtime.health import ERROR, OK, WARN, Ledger, TopicWatch, silent_topics, statistics, status
+from lima_core.runtime.parameters import PARAMETERS, ParameterError, resolve
 
 CLOUD, IMAGE = "sensor_msgs/msg/PointCloud2", "sensor_msgs/msg/CompressedImage"
 

@@ -12,10 +12,10 @@ from lima_core.data.ros_cloud import CloudError, CloudPoints, pack_cloud
 from lima_core.data.synthetic.street import Street
 from lima_core.geometry import se3
 from lima_core.paths import STREET_CHECKPOINT
+from lima_core.runtime.intake import Intake
+from lima_core.runtime.parameters import ParameterError, resolve
+from lima_core.runtime.transforms import PoseBuffer
 from lima_ros import convert
-from lima_ros.intake import Intake
-from lima_ros.parameters import ParameterError, resolve
-from lima_ros.transforms import PoseBuffer
 
 MS = 1_000_000
 RIG = Rig("r", "/lidar", "lidar", np.eye(4), intensity_scale=4.0)
@@ -30,7 +30,7 @@ def intake(rig=None, expected=None, **parameters):
 
 def message(**columns):
     ramp = np.arange(4, dtype=np.float32)
-    return convert.cloud_message(pack_cloud({"x": ramp, "y": ramp, "z": ramp, **columns}), 0, "lidar")
+    return convert.ROS.cloud(pack_cloud({"x": ramp, "y": ramp, "z": ramp, **columns}), 0, "lidar")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def street():
     raw = (frame.points[:, 3] * 65535).astype(np.float32)
     columns = dict(zip("xyz", np.ascontiguousarray(frame.points.T[:3]), strict=True))
     packed = pack_cloud({**columns, "intensity": raw, "ring": frame.extra["ring"].astype(np.uint16)})
-    return convert.cloud_message(packed, 0, "lidar"), load_checkpoint(STREET_CHECKPOINT)[1]["inputs"]
+    return convert.ROS.cloud(packed, 0, "lidar"), load_checkpoint(STREET_CHECKPOINT)[1]["inputs"]
 
 
 def seen(one, msg, times):

@@ -229,7 +229,7 @@ def test_doctor_and_reset(tester, remote, start_node, checkpoint):
         for _ in range(40):
             columns = sweeps[sent % len(sweeps)]
             columns = {**columns, "intensity": (columns["intensity"] * factor).astype("float32")}
-            lidar.publish(convert.cloud_message(pack_cloud(columns), START_NS + 100 * MS * sent, "lidar"))
+            lidar.publish(convert.ROS.cloud(pack_cloud(columns), START_NS + 100 * MS * sent, "lidar"))
             sent += 1
             tester.spin_until(lambda n=sent: len(results) >= n, 20, f"cloud {sent}")
             if sent >= 10 and words in (message := remote.doctor()):

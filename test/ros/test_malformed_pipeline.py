@@ -11,14 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lima_ros.parameters import resolve
+from lima_core.runtime.parameters import resolve
 
 pytest.importorskip("sensor_msgs", reason="needs the ROS 2 message packages")
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from test_pipeline import MS, RIG, Predictor
 
 from lima_core.data.ros_cloud import pack_cloud
-from lima_ros import convert, pipeline
+from lima_core.runtime import pipeline
+from lima_ros import convert
 
 SIZE = st.one_of(st.integers(0, 6), st.sampled_from([2**31, 2**32 - 1]))
 SETTINGS = {"sync.timeout_ms": 1, "filter.classes": "class 3", "overlay.enabled": "always"}
@@ -49,7 +50,7 @@ class Outputs(SimpleNamespace):
 
 def good_cloud(n):
     ramp = np.arange(n, dtype=np.float32)
-    return convert.cloud_message(pack_cloud({"x": ramp + 2, "y": ramp, "z": ramp, "intensity": ramp}), 0, "lidar")
+    return convert.ROS.cloud(pack_cloud({"x": ramp + 2, "y": ramp, "z": ramp, "intensity": ramp}), 0, "lidar")
 
 
 @st.composite
@@ -71,7 +72,7 @@ def clouds(draw):
 @st.composite
 def images(draw):
     if draw(st.booleans()):
-        return convert.compressed_message(draw(st.binary(max_size=30)), 0, "cam")
+        return convert.ROS.compressed(draw(st.binary(max_size=30)), 0, "cam")
     encoding = draw(st.sampled_from(["rgb8", "bayer_rggb16", "yuv422", "magic"]))
     msg = Image(width=draw(SIZE), height=draw(SIZE), step=draw(SIZE), encoding=encoding)
     msg.data.frombytes(draw(st.binary(max_size=200)))
@@ -96,7 +97,7 @@ def feed(one, messages):
         if kind == "info":
             one.on_info("CAM", msg)
             continue
-        msg.header.stamp = convert.to_stamp((1000 + 100 * index) * MS)
+        msg.header.stamp = convert.ROS.stamp((1000 + 100 * index) * MS)
         one.on_cloud(msg) if kind == "cloud" else one.on_image("CAM", msg)
     return sum(kind == "cloud" for kind, _ in messages)
 
@@ -114,13 +115,13 @@ def settled(one):
 @given(st.lists(MESSAGES, min_size=1, max_size=6))
 def test_every_sweep_ends_in_one_bin_and_the_next_good_one_is_published(messages):
     out = Outputs()
-    one = pipeline.Pipeline(Predictor(), RIG, resolve(SETTINGS), out)
+    one = pipeline.Pipeline(Predictor(), RIG, resolve(SETTINGS), out, convert.ROS)
     try:
         sent = feed(one, messages)
         settled(one)
         before = len(out.clouds)
         good = good_cloud(5)
-        good.header.stamp = convert.to_stamp(5000 * MS)
+        good.header.stamp = convert.ROS.stamp(5000 * MS)
         one.on_cloud(good)
         settled(one)
         assert len(out.clouds) == before + 1 and out.clouds[-1].width == 5
@@ -136,7 +137,7 @@ def test_every_sweep_ends_in_one_bin_and_the_next_good_one_is_published(messages
 
 def test_no_thread_is_left():
     before = threading.active_count()
-    one = pipeline.Pipeline(Predictor(), RIG, resolve({}), Outputs())
+    one = pipeline.Pipeline(Predictor(), RIG, resolve({}), Outputs(), convert.ROS)
     feed(one, [("cloud", PointCloud2()), ("cloud", good_cloud(3))])
     one.close()
     assert threading.active_count() == before and one.ledger.account().open == 0

@@ -51,7 +51,7 @@ def cloud(index, n=400):
     columns = {"x": rng.uniform(1.5, 6, n), "y": rng.uniform(-6, 6, n), "z": rng.uniform(-2, 1, n)}
     packed = {axis: column.astype(np.float32) for axis, column in columns.items()}
     packed["intensity"] = rng.integers(0, 256, n, np.uint8)
-    return convert.cloud_message(pack_cloud(packed), stamp_of(index), "lidar")
+    return convert.ROS.cloud(pack_cloud(packed), stamp_of(index), "lidar")
 
 
 def wait_for_outputs(tester, process, topics):
@@ -66,7 +66,7 @@ def wait_for_outputs(tester, process, topics):
 def offline(checkpoint):
     import torch
 
-    from lima_core.predict import Predictor
+    from lima_core.predictor import Predictor
 
     torch.set_num_threads(1)  # tests share the cores, and waiting threads spin
     return Predictor(checkpoint, "cpu")
@@ -78,7 +78,6 @@ def test_all_outputs_of_one_sweep(car, tester, start_node):
     from visualization_msgs.msg import Marker, MarkerArray
 
     from lima_ros import convert
-    from lima_ros.detections import vision_messages
 
     remote = Remote(tester)
     topics = {name: tester.collect(PointCloud2, f"/perception/output/{name}") for name in OUTPUTS[1:]}
@@ -128,7 +127,7 @@ def test_all_outputs_of_one_sweep(car, tester, start_node):
         assert topics["similarity"] == []
         tester.spin_until(lambda: clicks.get_subscription_count() > 0, 10, "the node to hear clicks")
         for frame_id in ("map", "lidar"):
-            click = PointStamped(header=convert.header(0, frame_id))
+            click = PointStamped(header=convert.ROS.header(0, frame_id))
             click.point.x, click.point.y, click.point.z = cloud_points(cloud(1), 255.0).points[7, :3].tolist()
             clicks.publish(click)
             if frame_id == "map":
@@ -140,7 +139,7 @@ def test_all_outputs_of_one_sweep(car, tester, start_node):
         similarity = read_cloud(similar)["similarity"]
         assert similarity[7] == pytest.approx(1) and np.nanmin(similarity) < 0.999
     ended_cleanly(process)
-    if vision_messages() is None:
+    if not convert.ROS.has_vision:
         assert "no ~/output/detections: vision_msgs is not installed" in process.output()
 
 
@@ -193,7 +192,7 @@ def test_past_sweeps_by_odometry_and_none_without(car, tester, checkpoint, start
         assert values(diagnostics)["odometry"].startswith("none")
         for index in range(-1, 7):  # ahead of the clouds: which message is handled first is the middleware's choice
             pose = se3.transform(np.eye(3), np.array([1.0 * index, 0, 0]))
-            car.out["/odom"].publish(convert.odometry_message(pose, stamp_of(index)))
+            car.out["/odom"].publish(convert.ROS.odometry(pose, stamp_of(index)))
         await_fact("odometry", "received")
         tester.spin_for(0.5)
         for index in range(3, 6):

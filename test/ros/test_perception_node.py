@@ -107,8 +107,8 @@ class Car:
                 self._camera(mount, stamp + round(mount.offset_ms * MS), jpeg)
         self._pose(stamp)
         if cloud is None:
-            cloud = convert.cloud_message(pack_cloud(sweep(index)), stamp, "lidar")
-        cloud.header = convert.header(stamp, "lidar")
+            cloud = convert.ROS.cloud(pack_cloud(sweep(index)), stamp, "lidar")
+        cloud.header = convert.ROS.header(stamp, "lidar")
         self.out["/lidar"].publish(cloud)
         return cloud
 
@@ -124,18 +124,18 @@ class Car:
         view = CameraView(mount.name, stamp, image, SIZE, K, np.eye(4))
         prefix = f"/{mount.name.lower()}"
         self._pose(stamp)
-        self.out[f"{prefix}/info"].publish(convert.camera_info_message(view, mount.frame_id))
+        self.out[f"{prefix}/info"].publish(convert.ROS.camera_info(view, mount.frame_id))
         if mount.transport == "raw":
-            message = convert.image_message(image.rgb, stamp, mount.frame_id)
+            message = convert.ROS.image(image.rgb, stamp, mount.frame_id)
         else:
-            message = convert.compressed_message(jpeg or image.jpeg(), stamp, mount.frame_id)
+            message = convert.ROS.compressed(jpeg or image.jpeg(), stamp, mount.frame_id)
         self.out[f"{prefix}/image"].publish(message)
 
     def _pose(self, stamp):
         from lima_ros import convert
 
         x = (stamp - START_NS) / MS * 0.01
-        self.out["/odom"].publish(convert.odometry_message(se3.transform(np.eye(3), np.array([x, 0, 0])), stamp))
+        self.out["/odom"].publish(convert.ROS.odometry(se3.transform(np.eye(3), np.array([x, 0, 0])), stamp))
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_segments_draws_counts_and_survives_a_looped_bag(car, tester, checkpoint
     from diagnostic_msgs.msg import DiagnosticArray
     from std_msgs.msg import Float64
 
-    from lima_core.predict import Predictor
+    from lima_core.predictor import Predictor
 
     sent, total_ms = [], tester.collect(Float64, "/perception/debug/total_ms")
     diagnostics = tester.collect(DiagnosticArray, "/diagnostics")
@@ -204,7 +204,7 @@ def bad_clouds():
     from lima_ros import convert
 
     def message(columns):
-        return convert.cloud_message(pack_cloud(columns), 0, "")
+        return convert.ROS.cloud(pack_cloud(columns), 0, "")
 
     columns = sweep(7)
     truncated = message(columns)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from lima_core.data.rig import CameraMount, Rig
-from lima_core.predict import Perception, Segmentation
-from lima_ros.parameters import resolve
+from lima_core.predictor import Perception, Segmentation
+from lima_core.runtime.parameters import resolve
 
 pytest.importorskip("sensor_msgs", reason="needs the ROS 2 message packages")
 from lima_core.data.ros_cloud import pack_cloud, read_cloud
-from lima_ros import convert, pipeline
+from lima_core.runtime import pipeline
+from lima_ros import convert
 
 MS = 1_000_000
 RIG = Rig("one", "/lidar", "lidar", np.eye(4), (CameraMount("CAM", "cam", "/cam/image", "/cam/info", np.eye(4)),))
@@ -76,7 +77,7 @@ def run():
 
     def start(rig=RIG, parameters=None):
         outputs = Outputs()
-        made.append((pipeline.Pipeline(Predictor(), rig, resolve(parameters or {}), outputs), outputs))
+        made.append((pipeline.Pipeline(Predictor(), rig, resolve(parameters or {}), outputs, convert.ROS), outputs))
         return made[-1]
 
     yield start
@@ -88,16 +89,16 @@ def run():
 def cloud(index, n=5):
     ramp = np.arange(n, dtype=np.float32)
     packed = pack_cloud({"x": ramp + 2, "y": ramp, "z": ramp, "intensity": ramp})
-    return convert.cloud_message(packed, (1000 + 100 * index) * MS, "lidar")
+    return convert.ROS.cloud(packed, (1000 + 100 * index) * MS, "lidar")
 
 
 def image(index, jpeg=b"no picture"):
-    return convert.compressed_message(jpeg, (1000 + 100 * index) * MS, "cam")
+    return convert.ROS.compressed(jpeg, (1000 + 100 * index) * MS, "cam")
 
 
 def info():
     view = SimpleNamespace(stamp_ns=0, size=(8, 6), K=np.eye(3), distortion=SimpleNamespace(model="none"))
-    return convert.camera_info_message(view, "cam")
+    return convert.ROS.camera_info(view, "cam")
 
 
 def picture():
@@ -189,7 +190,7 @@ def test_a_cloud_without_intensity_is_said_once(run):
     one, out = run(rig=None)
     ramp = np.arange(4, dtype=np.float32)
     for index in range(3):
-        one.on_cloud(convert.cloud_message(pack_cloud(dict.fromkeys("xyz", ramp)), index, "lidar"))
+        one.on_cloud(convert.ROS.cloud(pack_cloud(dict.fromkeys("xyz", ramp)), index, "lidar"))
         out.wait(lambda n=index + 1: len(out.clouds) == n)
     assert len(out.warnings) == 1 and "no intensity" in out.warnings[0]
     assert one.facts()["intensity_field"] == "none: the network gets 0"
@@ -212,7 +213,7 @@ def test_waiting_sweeps_are_dropped_at_the_end_and_an_overdue_one_goes_on(run):
 
 def test_a_bad_pose_is_ignored_and_said(run):
     one, out = run()
-    odometry = convert.odometry_message(np.eye(4), 1)
+    odometry = convert.ROS.odometry(np.eye(4), 1)
     odometry.pose.pose.orientation.w = 0.0
     one.on_odometry(odometry)
     assert "odometry ignored" in out.warnings[0] and one.facts()["odometry"].startswith("none")
@@ -230,8 +231,8 @@ def test_the_scale_of_the_rig_reaches_the_network_and_raw_intensity_comes_out(ru
 
 def test_odometry_of_another_body_is_refused(run):
     one, out = run()
-    one.on_odometry(convert.odometry_message(np.eye(4), 1000 * MS, child_frame_id="lidar_link"))
-    one.on_odometry(convert.odometry_message(np.eye(4), 1000 * MS, child_frame_id="base_link"))
-    one.on_odometry(convert.odometry_message(np.eye(4), 1100 * MS, child_frame_id=""))
+    one.on_odometry(convert.ROS.odometry(np.eye(4), 1000 * MS, child_frame_id="lidar_link"))
+    one.on_odometry(convert.ROS.odometry(np.eye(4), 1000 * MS, child_frame_id="base_link"))
+    one.on_odometry(convert.ROS.odometry(np.eye(4), 1100 * MS, child_frame_id=""))
     assert len(one._odometry) == 2
     assert len(out.warnings) == 1 and "moves 'lidar_link', the rig's base_frame is 'base_link'" in out.warnings[0]

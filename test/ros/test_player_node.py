@@ -17,11 +17,14 @@ from bags import BagWriter
 from lima_core.data.frame import CameraView, Frame, Image
 from lima_core.data.rig import CameraMount, Rig
 from lima_core.geometry import se3
+from lima_core.runtime.frame_messages import Outgoing, frame_messages
+from lima_core.runtime.messages import pose_from_odometry, stamp_ns
+from lima_ros.convert import ROS
 
 pytest.importorskip("sensor_msgs", reason="needs ROS 2 messages: install lima's extra `ros`")
 
 from lima_core.data.ros_cloud import read_cloud
-from lima_ros import convert, player
+from lima_ros import player
 
 SECOND = 1_000_000_000
 BASE_FROM_LIDAR = se3.transform(np.array([0.7, 0, 0, 0.7]), np.array([1.0, 0, 2]))
@@ -71,8 +74,8 @@ class ToySource:
 
 def test_a_frame_becomes_messages_at_its_sensors_stamps() -> None:
     frame = toy_frame(2)
-    batch = player.frame_messages(frame, RIG, "compressed")
-    assert [(m.stamp_ns - frame.stamp_ns, m.topic) for m in batch.messages] == [
+    batch = frame_messages(frame, RIG, ROS)
+    assert [(m.stamp_ns - frame.stamp_ns, m.topic) for m in batch] == [
         (-30_000_000, "/odom"),
         (-30_000_000, "/front/info"),
         (-30_000_000, "/front/image"),
@@ -80,12 +83,12 @@ def test_a_frame_becomes_messages_at_its_sensors_stamps() -> None:
         (0, "/lidar"),
         (0, "/gt/segmentation"),
     ]
-    for message in batch.messages:
-        assert convert.stamp_ns(message.message.header.stamp) == message.stamp_ns
+    for message in batch:
+        assert stamp_ns(message.message.header.stamp) == message.stamp_ns
         if message.topic == "/odom":
-            pose = convert.pose_from_odometry(message.message)
+            pose = pose_from_odometry(message.message)
             np.testing.assert_allclose(pose, world_from_base(message.stamp_ns), atol=1e-9)
-    image, cloud, truth = (batch.messages[i].message for i in (2, 4, 5))
+    image, cloud, truth = (batch[i].message for i in (2, 4, 5))
     assert bytes(image.data) == frame.cameras[0].image.jpeg()
     columns = read_cloud(cloud)
     assert list(columns) == ["x", "y", "z", "intensity", "ring", "time"]
@@ -96,13 +99,13 @@ def test_a_frame_becomes_messages_at_its_sensors_stamps() -> None:
 
 
 def test_raw_transport_sends_pixels() -> None:
-    image = player.frame_messages(toy_frame(9), RIG, "raw").messages[2].message
+    image = frame_messages(toy_frame(9), RIG, ROS, "raw")[2].message
     assert (image.encoding, image.width, image.height, set(image.data)) == ("rgb8", 16, 8, {9})
 
 
 def test_consecutive_frames_are_merged_in_stamp_order() -> None:
     def batch(sequence: str, *stamps: int) -> player.Batch:
-        return player.Batch(sequence, tuple(player.Outgoing(stamp, "t", None) for stamp in stamps))
+        return player.Batch(sequence, tuple(Outgoing(stamp, "t", None) for stamp in stamps))
 
     merged = list(player.merged([batch("a", 1, 5), batch("a", 3, 8), batch("b", 2, 4), batch("b", 5)]))
     stamps = [(b.sequence, [m.stamp_ns for m in b.messages]) for b in merged]
@@ -137,8 +140,8 @@ def test_pacer_keeps_the_rate_and_never_bursts() -> None:
     assert pacer.delay_s("a", 12 * SECOND) == 0.0  # far too late: time is tied anew
     assert pacer.delay_s("a", 13 * SECOND) == pytest.approx(0.5)
     assert pacer.late == 1
-    for sequence, stamp_ns in (("a", 5 * SECOND), ("a", 500 * SECOND), ("b", 501 * SECOND)):
-        assert pacer.delay_s(sequence, stamp_ns) == pytest.approx(player.PAUSE_S)
+    for sequence, jump_ns in (("a", 5 * SECOND), ("a", 500 * SECOND), ("b", 501 * SECOND)):
+        assert pacer.delay_s(sequence, jump_ns) == pytest.approx(player.PAUSE_S)
     with pytest.raises(ValueError, match="rate"):
         player.Pacer(0.0)
 
@@ -204,14 +207,14 @@ def test_node_waits_for_its_subscribers_and_sends_everything(
         clouds = tester.collect(PointCloud2, "/lidar")
         tester.spin_until(lambda: process.returncode is not None, 30, "the end of the player")
         assert process.returncode == 0, process.output()
-    stamps = [convert.stamp_ns(cloud.header.stamp) for cloud in clouds]
+    stamps = [stamp_ns(cloud.header.stamp) for cloud in clouds]
     assert stamps == [SECOND + i * SECOND // 10 for i in (0, 1, 2)] * 2
     assert len(poses) == 6
     sent = json.loads(summary.read_text())
     assert sent["frames_sent"] == 6
     assert sent["messages_sent"] == {"/odom": 6, "/lidar": 6}
     assert "sent 6 frames" in process.output()
-    times = [convert.stamp_ns(clock.clock) for clock in clocks]
+    times = [stamp_ns(clock.clock) for clock in clocks]
     assert sum(b < a for a, b in itertools.pairwise(times)) == 1  # back once, at the loop
     assert set(stamps) < set(times)  # and it runs on between the sweeps
 

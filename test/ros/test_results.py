@@ -14,10 +14,11 @@ from visualization_msgs.msg import Marker
 
 from lima_core.data.frame import Boxes, Detections
 from lima_core.data.ros_cloud import cloud_points, pack_cloud, read_cloud
-from lima_core.predict import Perception, Segmentation
-from lima_ros import convert, detections
-from lima_ros.parameters import ParameterError, resolve
-from lima_ros.results import (
+from lima_core.predictor import Perception, Segmentation
+from lima_core.runtime.bag_messages import bag_messages
+from lima_core.runtime.messages import Messages
+from lima_core.runtime.parameters import ParameterError, resolve
+from lima_core.runtime.results import (
     DETECTIONS,
     FEATURES,
     FILTERED,
@@ -28,6 +29,7 @@ from lima_ros.results import (
     Results,
     filtered_classes,
 )
+from lima_ros import convert
 
 CLASSES, BOXES = ("car", "road", "tree"), ("car", "bus")
 LABELS = np.array([0, 1, 2, 255, 1, 0], np.uint8)
@@ -70,7 +72,7 @@ class Out:
 def message():
     x = np.arange(1, 7, dtype=np.float32)
     columns = {"x": x, "y": -x, "z": x * 0, "intensity": x, "ring": np.arange(6, dtype=np.uint16)}
-    return convert.cloud_message(pack_cloud(columns), STAMP_NS, "lidar")
+    return convert.ROS.cloud(pack_cloud(columns), STAMP_NS, "lidar")
 
 
 def found(scores=(0.9, 0.4), segments=True):
@@ -80,10 +82,10 @@ def found(scores=(0.9, 0.4), segments=True):
     return Perception(segmentation, Detections(boxes, np.array(scores, np.float32)))
 
 
-def published(out, predictor=None, what=None, **parameters):
+def published(out, predictor=None, what=None, messages=convert.ROS, **parameters):
     """Publishes one sweep; returns the Results for more, and its settings."""
     settings = resolve({name.replace("__", "."): value for name, value in parameters.items()})
-    results, msg = Results(predictor or Predictor(), settings, out), message()
+    results, msg = Results(predictor or Predictor(), settings, out, messages), message()
     results.publish(msg, cloud_points(msg, 255.0), what or found())
     return results, settings
 
@@ -97,7 +99,7 @@ def test_segmentation_always_the_rest_on_demand():
 
 
 def test_colours_are_the_classes_and_black_without_one():
-    colors = Results(Predictor(), resolve({}), Out()).colors_of(LABELS)
+    colors = Results(Predictor(), resolve({}), Out(), convert.ROS).colors_of(LABELS)
     np.testing.assert_array_equal(colors, [[1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 0, 0], [4, 5, 6], [1, 2, 3]])
 
 
@@ -122,27 +124,24 @@ def test_markers_start_anew_and_hold_what_is_sure_enough(least, boxes):
     assert sum(marker.type == Marker.LINE_LIST for marker in rest) == boxes
 
 
-def test_topics_are_those_the_network_can_serve(monkeypatch):
-    def topics(classes, boxes, vision):
-        monkeypatch.setattr(detections, "vision_messages", lambda: vision)
-        results = Results(Predictor(classes, boxes), resolve({}), Out())
+def test_topics_are_those_the_network_can_serve():
+    def topics(classes, boxes, has_vision):
+        classes_there = SimpleNamespace(make=None, data=None, has_vision=has_vision)
+        results = Results(Predictor(classes, boxes), resolve({}), Out(), Messages(classes_there))
         return results.topics, results.left_out
 
-    fakes = SimpleNamespace()
-    assert topics(CLASSES, (), None) == ((SEGMENTATION, FILTERED, FEATURES, SIMILARITY), [])
-    assert topics((), BOXES, fakes) == ((MARKERS, DETECTIONS, LABEL_INFO, FEATURES, SIMILARITY), [])
-    both, left_out = topics(CLASSES, BOXES, None)
+    assert topics(CLASSES, (), False) == ((SEGMENTATION, FILTERED, FEATURES, SIMILARITY), [])
+    assert topics((), BOXES, True) == ((MARKERS, DETECTIONS, LABEL_INFO, FEATURES, SIMILARITY), [])
+    both, left_out = topics(CLASSES, BOXES, False)
     assert both == (SEGMENTATION, FILTERED, MARKERS, FEATURES, SIMILARITY)
     assert len(left_out) == 1 and "vision_msgs is not installed" in left_out[0]
 
 
-def test_detections_are_sent_even_where_there_are_none(monkeypatch):
-    made = SimpleNamespace(Detection3DArray=lambda header, detections: SimpleNamespace(header=header, all=detections))
-    monkeypatch.setattr(detections, "vision_messages", lambda: made)
+def test_detections_are_sent_even_where_there_are_none():
     out = Out(DETECTIONS)
-    published(out, what=found(scores=(), segments=False))
+    published(out, what=found(scores=(), segments=False), messages=bag_messages())
     (array,) = out.of(DETECTIONS)
-    assert array.header == message().header and array.all == []
+    assert array.header == message().header and array.detections == []
     assert out.of(SEGMENTATION) == out.of(MARKERS) == []
 
 

@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 
 from lima_core.data.multisweep import aggregate
 from lima_core.geometry import se3
-from lima_ros.sweeps import SweepHistory, SweepTimeError, deskewed
-from lima_ros.transforms import PoseBuffer, PoseError
+from lima_core.runtime.sweeps import SweepHistory, SweepTimeError, deskewed
+from lima_core.runtime.transforms import PoseBuffer, PoseError
 
 MS = 1_000_000
 START = 1_700_000_000_000_000_000
@@ -392,6 +392,6 @@ def test_times_as_drivers_send_them():
     points = seen(world, straight, ns / 1e9)
     xyzi = dict(zip(("x", "y", "z", "intensity"), points.T, strict=True))
     for column in ({"t": ns}, {"time": (ns / 1e9).astype(np.float32)}):
-        read = cloud_points(convert.cloud_message(pack_cloud({**xyzi, **column}), START, "lidar"), 1.0)
+        read = cloud_points(convert.ROS.cloud(pack_cloud({**xyzi, **column}), START, "lidar"), 1.0)
         moved = deskewed(read.points, read.extra["time_s"], START, Known(straight), MOUNT)
         np.testing.assert_allclose(moved, seen(world, straight, 0.0), atol=1e-4)

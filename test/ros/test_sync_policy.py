@@ -10,7 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from lima_ros.parameters import PARAMETERS, ParameterError, resolve
+from lima_core.runtime.messages import stamp_ns
+from lima_core.runtime.parameters import PARAMETERS, ParameterError, resolve
 
 pytest.importorskip("sensor_msgs", reason="needs the ROS 2 message packages")
 pytest.importorskip("rclpy", reason="needs ROS 2")
@@ -20,9 +21,9 @@ from test_pipeline import MS, RIG, Outputs, Predictor
 
 from lima_core.data.rig import CameraMount
 from lima_core.data.ros_cloud import pack_cloud
+from lima_core.runtime.pipeline import NO_SET, Pipeline, Sweep
 from lima_ros import convert
 from lima_ros import filters_node as real
-from lima_ros.pipeline import NO_SET, Pipeline, Sweep
 from networks import save_random
 
 MOUNTS = [CameraMount(name, name, "", "", np.eye(4), offset) for name, offset in (("A", -30.0), ("B", -10.0))]
@@ -53,7 +54,7 @@ class ApproximateTimeSynchronizer(SimpleFilter):
 
     def add(self, message, index):
         self.newest[index] = message
-        stamps = [convert.stamp_ns(m.header.stamp) for m in self.newest.values()]
+        stamps = [stamp_ns(m.header.stamp) for m in self.newest.values()]
         if len(stamps) == self.count and max(stamps) - min(stamps) <= self.slop * 1e9:
             messages = [self.newest[i] for i in range(self.count)]
             self.newest.clear()
@@ -97,11 +98,11 @@ def reloaded(message_filters, monkeypatch):
 def cloud(t_ms, n=5):
     ramp = np.arange(n, dtype=np.float32)
     packed = pack_cloud({"x": ramp + 2, "y": ramp, "z": ramp, "intensity": ramp})
-    return convert.cloud_message(packed, t_ms * MS, "lidar")
+    return convert.ROS.cloud(packed, t_ms * MS, "lidar")
 
 
 def image(t_ms):
-    return convert.compressed_message(b"no picture", t_ms * MS, "cam")
+    return convert.ROS.compressed(b"no picture", t_ms * MS, "cam")
 
 
 def sweep(sync, t_ms, now_s=0.0):
@@ -171,7 +172,7 @@ def test_no_tolerance_finds_nothing_and_is_refused(filters):
 def test_every_sweep_ends_in_one_bin_of_the_ledger(filters):
     out = Outputs()
     settings = resolve({"sync.policy": "approximate", "sync.timeout_ms": 20})
-    one = Pipeline(Predictor(), RIG, settings, out, make_sync=filters.factory("approximate"))
+    one = Pipeline(Predictor(), RIG, settings, out, convert.ROS, make_sync=filters.factory("approximate"))
     one.on_image("CAM", image(1000))
     one.on_cloud(cloud(1000))
     out.wait(lambda: out.clouds)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima_ros.synchronizer import GAP, LATE, MAX_PENDING, NEVER, SILENT_AFTER, Synchronizer, Window, windows_of
+from lima_core.runtime.synchronizer import GAP, LATE, MAX_PENDING, NEVER, SILENT_AFTER, Synchronizer, Window, windows_of
 
 MS = 1_000_000
 OFFSETS_MS = {

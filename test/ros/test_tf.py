@@ -16,8 +16,8 @@ from test_perception_node import MS, START_NS, Car, ended_cleanly, values
 
 from lima_core.data.rig import Rig
 from lima_core.geometry import se3
+from lima_core.runtime.transforms import PoseError, camera_from_lidar
 from lima_ros import tf_node as real
-from lima_ros.transforms import PoseError, camera_from_lidar
 from networks import save_random
 
 HALF = np.sqrt(0.5)
@@ -140,7 +140,7 @@ def stamped(parent, child, x, stamp_ns):
 
     from lima_ros import convert
 
-    found = TransformStamped(header=convert.header(stamp_ns, parent), child_frame_id=child)
+    found = TransformStamped(header=convert.ROS.header(stamp_ns, parent), child_frame_id=child)
     found.transform.translation.x, found.transform.rotation.w = x, 1.0
     return found
 
@@ -191,7 +191,7 @@ def test_the_listener_hears_tf_and_a_jump_of_the_clock_empties_it(tester):
             return False
 
     def at(now_ms):
-        clock.publish(Clock(clock=convert.to_stamp(now_ms * MS)))
+        clock.publish(Clock(clock=convert.ROS.stamp(now_ms * MS)))
         moving.sendTransform([stamped("world", "base", 1.0, t * MS) for t in (now_ms - 50, now_ms)])
         tester.spin_for(0.02)
         return known(now_ms * MS - MS)

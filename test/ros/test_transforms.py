@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lima_core.geometry import se3
-from lima_ros.transforms import EitherPoses, PoseBuffer, PoseError, camera_from_lidar, static_camera_from_lidar
+from lima_core.runtime.transforms import EitherPoses, PoseBuffer, PoseError, camera_from_lidar, static_camera_from_lidar
 
 MS = 1_000_000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-from lima_ros.worker import SHUTDOWN, SUPERSEDED, LatestWorker
+from lima_core.runtime.worker import SHUTDOWN, SUPERSEDED, LatestWorker
 
 
 class Bench:

@@ -12,7 +12,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2: source its setup file, or inst
 from std_msgs.msg import Float64
 
 from lima_core.data.synthetic.vehicle_rig import street_rig
-from lima_ros.synchronizer import LATE, NEVER, SILENT_AFTER
+from lima_core.runtime.synchronizer import LATE, NEVER, SILENT_AFTER
 from live import Sensors, isolated, ledger, node
 from networks import save_random
 

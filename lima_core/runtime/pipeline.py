@@ -15,15 +15,16 @@ import numpy as np
 
 from lima_core.data.rig import CameraMount, Rig
 from lima_core.data.ros_cloud import CloudError, CloudPoints
-from lima_ros import convert, health
-from lima_ros.intake import Intake
-from lima_ros.overlay import OverlayError, camera_view, extrinsics, overlay_jpeg
-from lima_ros.parameters import Parameter, ParameterError, Resolved, Value
-from lima_ros.results import Publisher, Results, filtered_classes
-from lima_ros.sweeps import SweepHistory
-from lima_ros.synchronizer import SyncedSweep, Synchronizer, windows_of
-from lima_ros.transforms import EitherPoses, PoseBuffer, Poses
-from lima_ros.worker import SHUTDOWN, LatestWorker
+from lima_core.runtime import health
+from lima_core.runtime.intake import Intake
+from lima_core.runtime.messages import Messages, pose_from_odometry, stamp_ns
+from lima_core.runtime.overlay import OverlayError, camera_view, extrinsics, overlay_jpeg
+from lima_core.runtime.parameters import Parameter, ParameterError, Resolved, Value
+from lima_core.runtime.results import Publisher, Results, filtered_classes
+from lima_core.runtime.sweeps import SweepHistory
+from lima_core.runtime.synchronizer import SyncedSweep, Synchronizer, windows_of
+from lima_core.runtime.transforms import EitherPoses, PoseBuffer, Poses
+from lima_core.runtime.worker import SHUTDOWN, InlineWorker, LatestWorker
 
 NO_SET = "no_set"  # why a camera has no image, and its sweep is dropped: message_filters made no set of it
 WITHOUT_POSES = ": overlays without ego-motion, no past sweeps"
@@ -69,8 +70,9 @@ class Drawing:
 class Pipeline:
     """All that happens between input and output of the perception node; the `on_*` methods belong to one thread.
 
-    `predictor` as lima_core.predict.Predictor; `rig` None = LiDAR only. `tf`: tf_node.TfPoses, where /tf is heard;
-    `make_sync`: filters_node.factory(...), else synchronizer.Synchronizer.
+    `predictor` as lima_core.predictor.Predictor; `rig` None = LiDAR only. `tf`: tf_node.TfPoses, where /tf is heard;
+    `make_sync`: filters_node.factory(...), else synchronizer.Synchronizer. `clock` gives the seconds in which images
+    are waited for; `make_worker`: LatestWorker never falls behind the LiDAR, InlineWorker leaves no sweep out.
     """
 
     def __init__(
@@ -79,13 +81,17 @@ class Pipeline:
         rig: Rig | None,
         settings: Resolved,
         outputs: Outputs,
+        messages: Messages,
         tf: Poses | None = None,
         make_sync: Callable[[Sequence[CameraMount], Resolved], Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        make_worker: type[LatestWorker] | type[InlineWorker] = LatestWorker,
     ) -> None:
         self.predictor, self._rig, self._settings, self._out = predictor, rig, settings, outputs
+        self._messages, self._clock = messages, clock
         with_cameras = rig is not None and settings["overlay.enabled"] != "never"
         self.mounts: dict[str, CameraMount] = {m.name: m for m in rig.cameras} if with_cameras else {}
-        self.results = Results(predictor, settings, outputs)
+        self.results = Results(predictor, settings, outputs, messages)
         self._intake = Intake(predictor.meta.get("inputs", {}), rig, settings, outputs.warn)
         self.ledger = health.Ledger(self.mounts)
         self._odometry = PoseBuffer(settings["odometry.max_gap_ms"], settings["odometry.max_extrapolation_ms"])
@@ -95,8 +101,8 @@ class Pipeline:
         self._history = self._make_history()
         self._published_s: float | None = None
         self._frame_id, self._last_ns = "", 0
-        self._perceiver = LatestWorker("perceive", self._perceive, self._drop_sweep, self._sweep_failed)
-        self._painter = LatestWorker("overlay", self._draw, self._drop_drawing, self._drawing_failed)
+        self._perceiver = make_worker("perceive", self._perceive, self._drop_sweep, self._sweep_failed)
+        self._painter = make_worker("overlay", self._draw, self._drop_drawing, self._drawing_failed)
 
     @property
     def wants_poses(self) -> bool:
@@ -124,23 +130,23 @@ class Pipeline:
 
     def on_cloud(self, msg: Any) -> None:
         """A PointCloud2 has come."""
-        now_s, stamp_ns = time.monotonic(), convert.stamp_ns(msg.header.stamp)
-        if stamp_ns < self._last_ns:  # before the sweep goes on: it is the first of the new time
+        now_s, at_ns = self._clock(), stamp_ns(msg.header.stamp)
+        if at_ns < self._last_ns:  # before the sweep goes on: it is the first of the new time
             self._history.reset()
             if self._tf is not None:  # the odometry starts over by itself
                 self._tf.reset()
-        self._last_ns, self._frame_id = stamp_ns, msg.header.frame_id
+        self._last_ns, self._frame_id = at_ns, msg.header.frame_id
         if self._rig is not None and self._frame_id not in ("", self._rig.lidar_frame):
             self._out.warn(
                 f"cloud in another frame: {self._frame_id!r}, the rig's LiDAR is {self._rig.lidar_frame!r}; overlays "
                 "and past sweeps are misplaced where the two differ: correct the LiDAR in the rig file"
             )
         sweep = Sweep(self.ledger.receive(now_s), msg, self._history.epoch)
-        self._forward(self._sync.add_sweep(stamp_ns, sweep, now_s))
+        self._forward(self._sync.add_sweep(at_ns, sweep, now_s))
 
     def on_image(self, camera: str, msg: Any) -> None:
         """An Image or CompressedImage of `camera` has come; it is decoded later, and only if drawn."""
-        self._forward(self._sync.add_image(camera, convert.stamp_ns(msg.header.stamp), msg, time.monotonic()))
+        self._forward(self._sync.add_image(camera, stamp_ns(msg.header.stamp), msg, self._clock()))
 
     def on_info(self, camera: str, msg: Any) -> None:
         """A CameraInfo of `camera` has come."""
@@ -155,12 +161,12 @@ class Pipeline:
             )
             return
         try:
-            pose = convert.pose_from_odometry(msg)
+            pose = pose_from_odometry(msg)
         except ValueError as error:
             self._out.warn(f"odometry ignored: {error}")
             return
         self._odometry.frame_id = msg.header.frame_id
-        self._odometry.add(convert.stamp_ns(msg.header.stamp), pose)
+        self._odometry.add(stamp_ns(msg.header.stamp), pose)
 
     def on_click(self, msg: Any) -> None:
         """A PointStamped has come: ~/output/similarity compares with the point nearest to it from now on."""
@@ -174,7 +180,7 @@ class Pipeline:
 
     def poll(self) -> None:
         """Lets sweeps go whose images are overdue."""
-        self._forward(self._sync.poll(time.monotonic()))
+        self._forward(self._sync.poll(self._clock()))
 
     def reset(self) -> None:
         """Forgets all that came before; waiting sweeps go on with the images they have."""
@@ -303,7 +309,7 @@ class Pipeline:
         radius, quality = self._settings["overlay.point_radius_px"], self._settings["overlay.jpeg_quality"]
         jpeg = overlay_jpeg(view, drawing.points, drawing.colors, radius, quality)
         frame_id = image.message.header.frame_id
-        self._out.publish(overlay_topic(mount.name), convert.compressed_message(jpeg, image.stamp_ns, frame_id))
+        self._out.publish(overlay_topic(mount.name), self._messages.compressed(jpeg, image.stamp_ns, frame_id))
         self.ledger.note(mount.name, "overlay.drawn" if moving else "overlay.drawn_without_odometry")
 
     def _drop_drawing(self, drawing: Drawing, reason: str) -> None:

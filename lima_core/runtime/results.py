@@ -9,8 +9,9 @@ import numpy as np
 
 from lima_core.data.frame import Detections
 from lima_core.data.ros_cloud import CloudPoints
-from lima_ros import clouds, convert, detections
-from lima_ros.parameters import ParameterError, Resolved
+from lima_core.runtime import clouds, detections
+from lima_core.runtime.messages import Messages
+from lima_core.runtime.parameters import ParameterError, Resolved
 
 SEGMENTATION, FILTERED, MARKERS, DETECTIONS = "segmentation", "filtered", "markers", "detections"
 FEATURES, SIMILARITY, LABEL_INFO = "features", "similarity", "label_info"
@@ -36,21 +37,20 @@ class Results:
     `topics` are those that this network and the installed packages can serve; `left_out` says what is missing and why.
     """
 
-    def __init__(self, predictor: Any, settings: Resolved, out: Publisher) -> None:
-        self._predictor, self._settings, self._out = predictor, settings, out
-        self._vision = detections.vision_messages()
+    def __init__(self, predictor: Any, settings: Resolved, out: Publisher, messages: Messages) -> None:
+        self._predictor, self._settings, self._out, self._messages = predictor, settings, out, messages
         self._colors = clouds.FeatureColors()
         self._query: np.ndarray | None = None
         self._rgb = np.zeros((256, 3), np.uint8)  # points without a label are black
         self._rgb[: len(predictor.colors)] = predictor.colors
         segments, boxes = bool(predictor.class_names), bool(predictor.detection_names)
         self.left_out: list[str] = []
-        if boxes and self._vision is None:
+        if boxes and not messages.has_vision:
             self.left_out.append("no ~/output/detections: vision_msgs is not installed (boxes are on ~/output/markers)")
         self.topics = (
             *((SEGMENTATION, FILTERED) if segments else ()),
             *((MARKERS,) if boxes else ()),
-            *((DETECTIONS, LABEL_INFO) if boxes and self._vision is not None else ()),
+            *((DETECTIONS, LABEL_INFO) if boxes and messages.has_vision else ()),
             FEATURES,
             SIMILARITY,
         )
@@ -61,15 +61,15 @@ class Results:
         return self._rgb[labels]
 
     def publish(self, message: Any, cloud: CloudPoints, found: Any) -> None:
-        """All that one sweep gives: `message` the cloud as it came, `found` a lima_core.predict.Perception."""
+        """All that one sweep gives: `message` the cloud as it came, `found` a lima_core.predictor.Perception."""
         if found.segmentation is not None:
             labels, probability = found.segmentation.labels, found.segmentation.probability
             colors = self.colors_of(labels)
             self._out.publish(
-                SEGMENTATION, convert.segmentation_message(cloud, labels, probability, colors, message.header)
+                SEGMENTATION, self._messages.segmentation(cloud, labels, probability, colors, message.header)
             )
             if self._out.wanted(FILTERED):
-                self._out.publish(FILTERED, clouds.filtered_message(message, self._kept(labels)))
+                self._out.publish(FILTERED, clouds.filtered_message(message, self._kept(labels), self._messages))
         if found.detections is not None:
             self._publish_boxes(found.detections, message.header)
 
@@ -81,7 +81,7 @@ class Results:
             return
         features = self._predictor.features(cloud.points)
         if FEATURES in wanted:
-            self._out.publish(FEATURES, clouds.features_message(cloud, features, self._colors, header))
+            self._out.publish(FEATURES, clouds.features_message(cloud, features, self._colors, header, self._messages))
         if SIMILARITY in wanted and query is not None:
             self._answer(cloud, features, query, header)
 
@@ -92,7 +92,7 @@ class Results:
     def label_info(self, header: Any) -> Any:
         """vision_msgs/LabelInfo of the boxes, for a latched topic; only where LABEL_INFO is among `topics`."""
         names, threshold = self._predictor.detection_names, float(self._settings["detections.min_score"])
-        return detections.label_info(names, threshold, header, self._vision)
+        return detections.label_info(names, threshold, header, self._messages)
 
     def reset(self) -> None:
         """Forgets the colours' basis and the clicked point."""
@@ -104,8 +104,10 @@ class Results:
         found = detections.above(found, names, float(self._settings["detections.min_score"]))
         lifetime_s, colors = float(self._settings["detections.marker_lifetime_s"]), self._predictor.detection_colors
         messages: dict[str, Callable[[], Any]] = {
-            MARKERS: lambda: detections.marker_array(found, names, colors, header, lifetime_s, "objects"),
-            DETECTIONS: lambda: detections.detection_array(found, names, header, self._vision),
+            MARKERS: lambda: detections.marker_array(
+                found, names, colors, header, lifetime_s, "objects", self._messages
+            ),
+            DETECTIONS: lambda: detections.detection_array(found, names, header, self._messages),
         }
         for topic, make in messages.items():
             if topic in self.topics and self._out.wanted(topic):
@@ -120,7 +122,7 @@ class Results:
     def _answer(self, cloud: CloudPoints, features: np.ndarray, query: np.ndarray, header: Any) -> None:
         try:
             row = clouds.nearest_row(cloud.points, query, QUERY_REACH_M)
-            self._out.publish(SIMILARITY, clouds.similarity_message(cloud, features, row, header))
+            self._out.publish(SIMILARITY, clouds.similarity_message(cloud, features, row, header, self._messages))
         except ValueError as error:
             self._out.warn(f"no similarity: {error}")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lima_core.data.multisweep import PastSweep
 from lima_core.geometry import se3
-from lima_ros.transforms import PoseError
+from lima_core.runtime.transforms import PoseError
 
 # reasons of SweepHistory.counts
 STALE = "stale"  # not newer than the newest remembered sweep: not remembered

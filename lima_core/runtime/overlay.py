@@ -9,9 +9,9 @@ import numpy as np
 from lima_core.data.frame import CameraView, Image, ImageError
 from lima_core.data.rig import CameraMount, Rig, is_rectified
 from lima_core.data.ros_image import camera_from_info, image_from_message
+from lima_core.runtime.synchronizer import TimedImage
+from lima_core.runtime.transforms import PoseBuffer, PoseError, camera_from_lidar, static_camera_from_lidar
 from lima_core.viz import overlay
-from lima_ros.synchronizer import TimedImage
-from lima_ros.transforms import PoseBuffer, PoseError, camera_from_lidar, static_camera_from_lidar
 
 
 class OverlayError(ValueError):

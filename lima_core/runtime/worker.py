@@ -1,4 +1,4 @@
-"""A thread that always works on the newest item: a newer one replaces the one that waits."""
+"""A thread that always works on the newest item, where a newer one replaces the one that waits; or no thread at all."""
 
 from __future__ import annotations
 
@@ -76,3 +76,29 @@ class LatestWorker(Generic[Item]):
                 self._job(item)
             except Exception as error:  # one bad sweep must not end the service
                 self._on_error(item, error)
+
+
+class InlineWorker(Generic[Item]):
+    """As LatestWorker, but `submit` does the job itself: no item is left out, and the order is that of the calls."""
+
+    def __init__(
+        self,
+        name: str,
+        job: Callable[[Item], None],
+        on_drop: Callable[[Item, str], None],
+        on_error: Callable[[Item, Exception], None],
+    ) -> None:
+        self._job, self._on_error = job, on_error
+
+    def submit(self, item: Item) -> None:
+        """Works on an item and returns when it is done."""
+        try:
+            self._job(item)
+        except Exception as error:
+            self._on_error(item, error)
+
+    def drop(self, reason: str) -> None:
+        """Nothing ever waits."""
+
+    def stop(self) -> None:
+        """There is no thread."""

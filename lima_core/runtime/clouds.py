@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lima_core.data.ros_cloud import CloudPoints, PackedCloud, pack_cloud, pack_rgb, read_cloud
-from lima_ros import convert
+from lima_core.runtime.messages import Messages
 
 UNKNOWN = (90, 90, 90)  # RGB of points without a feature
 FOLLOW = 0.05  # share of a new sweep in what the colours are made from: they follow within about 20 sweeps
@@ -22,7 +22,7 @@ RIDGE = 1e-6  # keeps the basis where it is in directions that do not vary; unit
 LEAST_DEVIATION = 1e-3  # noise around a constant must not fill the range of colours
 
 
-def filtered_message(msg: Any, keep: np.ndarray) -> Any:
+def filtered_message(msg: Any, keep: np.ndarray, messages: Messages) -> Any:
     """PointCloud2 without the points whose `keep` (N,) bool is False: same header, fields, bytes and byte order.
 
     Points lie in one row, in their order; rows lose their padding. Raises CloudError when the cloud contradicts
@@ -38,8 +38,8 @@ def filtered_message(msg: Any, keep: np.ndarray) -> Any:
         table = np.ndarray((msg.height, msg.width), point, msg.data, 0, (msg.row_step, msg.point_step))
         kept = table[keep.reshape(table.shape)].tobytes()
     fields = tuple((f.name, f.offset, f.datatype, f.count) for f in msg.fields)
-    out = convert.cloud_message(PackedCloud(fields, msg.point_step, kept, int(keep.sum())), 0, "")
-    out.header, out.is_bigendian, out.is_dense = msg.header, msg.is_bigendian, msg.is_dense
+    out = messages.cloud_of(PackedCloud(fields, msg.point_step, kept, int(keep.sum())), msg.header)
+    out.is_bigendian, out.is_dense = msg.is_bigendian, msg.is_dense
     return out
 
 
@@ -94,16 +94,20 @@ class FeatureColors:
         self._deviation = np.sqrt(variance.clip(LEAST_DEVIATION**2))
 
 
-def features_message(cloud: CloudPoints, features: np.ndarray, colors: FeatureColors, header: Any) -> Any:
+def features_message(
+    cloud: CloudPoints, features: np.ndarray, colors: FeatureColors, header: Any, messages: Messages
+) -> Any:
     """PointCloud2 x, y, z, rgb: the (N, C) features of the points as colours, which follow this sweep.
 
     Raises ValueError when features and points differ in number, or as `FeatureColors.rgb`.
     """
     _check_rows(cloud, features)
-    return _colored(cloud, {}, colors.rgb(features), header)
+    return _colored(cloud, {}, colors.rgb(features), header, messages)
 
 
-def similarity_message(cloud: CloudPoints, features: np.ndarray, query_row: int, header: Any) -> Any:
+def similarity_message(
+    cloud: CloudPoints, features: np.ndarray, query_row: int, header: Any, messages: Messages
+) -> Any:
     """PointCloud2 x, y, z, similarity, rgb: cosine of each point's (C,) feature to that of the point `query_row`.
 
     From blue (the lowest twentieth) to red (1); similarity is nan and the colour UNKNOWN where there is no feature.
@@ -122,7 +126,7 @@ def similarity_message(cloud: CloudPoints, features: np.ndarray, query_row: int,
     similarity[known] = _directions(features[known]) @ _directions(features[query_row : query_row + 1])[0]
     colors = np.full((len(features), 3), UNKNOWN, np.uint8)
     colors[known] = heat(similarity[known], float(np.percentile(similarity[known], LOWEST_PERCENT)))
-    return _colored(cloud, {"similarity": similarity}, colors, header)
+    return _colored(cloud, {"similarity": similarity}, colors, header, messages)
 
 
 def nearest_row(points: np.ndarray, xyz: ArrayLike, reach_m: float) -> int:
@@ -159,9 +163,9 @@ def _check_rows(cloud: CloudPoints, features: np.ndarray) -> None:
         raise ValueError(f"features are {features.shape}, the cloud needs ({len(cloud)}, C)")
 
 
-def _colored(cloud: CloudPoints, columns: dict[str, np.ndarray], rgb: np.ndarray, header: Any) -> Any:
+def _colored(
+    cloud: CloudPoints, columns: dict[str, np.ndarray], rgb: np.ndarray, header: Any, messages: Messages
+) -> Any:
     """PointCloud2 of the cloud's points in their order, further columns and colours."""
     axes = {axis: np.ascontiguousarray(cloud.points[:, index]) for index, axis in enumerate("xyz")}
-    msg = convert.cloud_message(pack_cloud(axes | columns | {"rgb": pack_rgb(rgb)}), 0, "")
-    msg.header = header
-    return msg
+    return messages.cloud_of(pack_cloud(axes | columns | {"rgb": pack_rgb(rgb)}), header)

@@ -10,9 +10,9 @@ import numpy as np
 
 from lima_core.data.rig import Rig
 from lima_core.data.ros_cloud import CloudPoints, cloud_points
-from lima_ros.parameters import ParameterError, Resolved
-from lima_ros.sweeps import SweepTimeError, Trajectory, deskewed
-from lima_ros.transforms import PoseError
+from lima_core.runtime.parameters import ParameterError, Resolved
+from lima_core.runtime.sweeps import SweepTimeError, Trajectory, deskewed
+from lima_core.runtime.transforms import PoseError
 
 DEFAULT_SCALE = 255.0
 

@@ -1,0 +1,92 @@
+"""Messages without ROS: the classes of the library rosbags, and their bytes (CDR) as a rosbag2 holds them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from rosbags.interfaces import Nodetype
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+from lima_core.runtime.messages import Messages
+
+# Fields of vision_msgs 4.1 (Humble to Kilted), which rosbags does not know:
+# https://github.com/ros-perception/vision_msgs
+VISION = {
+    "Detection3DArray": "std_msgs/Header header\nDetection3D[] detections",
+    "Detection3D": "std_msgs/Header header\nObjectHypothesisWithPose[] results\nBoundingBox3D bbox\nstring id",
+    "ObjectHypothesisWithPose": "ObjectHypothesis hypothesis\ngeometry_msgs/PoseWithCovariance pose",
+    "ObjectHypothesis": "string class_id\nfloat64 score",
+    "BoundingBox3D": "geometry_msgs/Pose center\ngeometry_msgs/Vector3 size",
+    "LabelInfo": "std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold",
+    "VisionClass": "uint16 class_id\nstring class_name",
+}
+# The only default of these definitions that is not zero (geometry_msgs/msg/Quaternion)
+DEFAULTS = {("geometry_msgs/msg/Quaternion", "w"): 1.0}
+
+
+@cache
+def typestore() -> Typestore:
+    """Definitions that ROS 2 Humble and its successors share, with those of vision_msgs."""
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    for name, text in VISION.items():
+        store.register(get_types_from_msg(text, f"vision_msgs/msg/{name}"))
+    return store
+
+
+class BagClasses:
+    """The `Classes` of rosbags."""
+
+    has_vision = True
+
+    def __init__(self) -> None:
+        self._store = typestore()
+
+    def make(self, kind: str, /, **fields: Any) -> Any:
+        """A message; fields that are left out have their default. Raises ValueError on a field that it lacks."""
+        known = dict(self._store.fielddefs[kind][1])
+        unknown = fields.keys() - known.keys()
+        if unknown:
+            raise ValueError(f"{kind} has no field {', '.join(sorted(unknown))}; its fields are {', '.join(known)}")
+        values = {
+            name: _array(shape, fields[name]) if name in fields else self._default(kind, name, shape)
+            for name, shape in known.items()
+        }
+        return self._store.types[kind](**values)
+
+    def data(self, content: bytes | np.ndarray) -> np.ndarray:
+        """A view of the bytes."""
+        return np.frombuffer(memoryview(content).cast("B") if len(content) else b"", np.uint8)
+
+    def _default(self, kind: str, name: str, shape: Any) -> Any:
+        """Zero, empty, or what the definition says."""
+        node, detail = shape
+        if (kind, name) in DEFAULTS:
+            return DEFAULTS[kind, name]
+        if node == Nodetype.NAME:
+            return self.make(detail)
+        if node == Nodetype.BASE:
+            return "" if detail[0] == "string" else np.dtype(detail[0]).type(0).item()
+        (inner, of), count = detail
+        length = count if node == Nodetype.ARRAY else 0
+        if inner == Nodetype.BASE and of[0] != "string":
+            return np.zeros(length, of[0])
+        return [self.make(of) if inner == Nodetype.NAME else "" for _ in range(length)]
+
+
+def _array(shape: Any, value: Any) -> Any:
+    """Numbers of a list field as an array, which is how rosbags has them."""
+    node, detail = shape
+    if node in (Nodetype.ARRAY, Nodetype.SEQUENCE):
+        inner, of = detail[0]
+        if inner == Nodetype.BASE and of[0] != "string":
+            return np.asarray(value, of[0])
+    return value
+
+
+@cache
+def bag_messages() -> Messages:
+    """Makes messages that `typestore().serialize_cdr` takes."""
+    return Messages(BagClasses())
