@@ -288,7 +288,9 @@ class BagMessages:
         self.latched |= {topic for topic in self.types if topic.endswith("tf_static")}  # some writers leave QoS out
 
     def __iter__(self) -> Iterator[tuple[int, str, bytes]]:
-        return ((time_ns, connection.topic, bytes(raw)) for connection, time_ns, raw in self._reader.messages())
+        # a generator keeps this object, and with it the file, for as long as somebody reads
+        for connection, time_ns, raw in self._reader.messages():
+            yield time_ns, connection.topic, bytes(raw)
 
 
 def _is_latched(connection: Connection) -> bool:

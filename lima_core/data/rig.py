@@ -85,9 +85,10 @@ class Rig:
 
     def save(self, path: str | Path) -> None:
         """Writes the rig as YAML, whole or not at all."""
-        write_whole(path, yaml.safe_dump(self._plain(), sort_keys=False))
+        write_whole(path, yaml.safe_dump(self.plain(), sort_keys=False))
 
-    def _plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
+        """As it stands in the file."""
         return {
             "name": self.name,
             "base_frame": self.base_frame,

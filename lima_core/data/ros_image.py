@@ -39,6 +39,7 @@ ENCODINGS: dict[str, tuple[int, int, int | None]] = {
     },
 }
 MAX_PIXELS = 2**26  # 67 megapixels, 200 MB: a few bytes of JPEG can claim 900, which takes 5 GB and half a minute
+TRAILING = 1024  # some encoders pad the end of a picture
 ROTATION_TOLERANCE = 1e-4  # in each number of R; 0.1 mrad is a tenth of a pixel at 1000 pixels of focal length
 
 
@@ -57,6 +58,24 @@ def image_from_message(msg: Any, source: str) -> Image:
             raise ImageError(f"{source}: {len(data)} bytes claim {width} x {height}, more than {MAX_PIXELS} pixels")
         return Image(encoded=data, source=source)
     return Image(pixels=_pixels(msg, source), source=source)
+
+
+def encoded_picture(msg: Any, source: str, size: tuple[int, int], quality: int) -> bytes:
+    """A picture as JPEG or PNG bytes: those of a CompressedImage untouched, a raw Image as JPEG of `quality` percent.
+
+    Raises ImageError where the bytes are neither, cut off, or of another size than (width, height).
+    """
+    image = image_from_message(msg, source)
+    encoded = image.jpeg(quality)
+    found = _claimed_size(encoded)
+    if found == (0, 0):
+        raise ImageError(f"{source}: {len(encoded)} bytes are neither a JPEG nor a PNG")
+    if found != size:
+        raise ImageError(f"{source}: {found[0]} x {found[1]} pixels, its CameraInfo says {size[0]} x {size[1]}")
+    end = b"IEND\xaeB`\x82" if encoded.startswith(b"\x89PNG") else b"\xff\xd9"
+    if end not in encoded[-TRAILING:]:
+        raise ImageError(f"{source}: the picture is cut off after {len(encoded)} bytes")
+    return encoded
 
 
 def _claimed_size(data: bytes) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+import struct
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -90,3 +91,31 @@ def _array(shape: Any, value: Any) -> Any:
 def bag_messages() -> Messages:
     """Makes messages that `typestore().serialize_cdr` takes."""
     return Messages(BagClasses())
+
+
+class LazyMessage:
+    """The bytes of a message that begins with a header, decoded when more than the header is asked for."""
+
+    def __init__(self, raw: bytes, kind: str) -> None:
+        self._raw, self._kind = raw, kind
+
+    def __getattr__(self, name: str) -> Any:
+        """A field. Raises AttributeError where the message has none of this name."""
+        if name == "header":  # read by itself: most messages are passed over by their stamp
+            value = _header(self._raw)
+        else:
+            value = getattr(self._message, name)
+        setattr(self, name, value)
+        return value
+
+    @cached_property
+    def _message(self) -> Any:
+        return typestore().deserialize_cdr(self._raw, self._kind)
+
+
+def _header(raw: bytes) -> Any:
+    """std_msgs/Header at the beginning of a CDR message, after its 4 bytes of encapsulation."""
+    types = typestore().types
+    seconds, nanoseconds, length = struct.unpack_from("<iII" if raw[1] & 1 else ">iII", raw, 4)
+    stamp = types["builtin_interfaces/msg/Time"](seconds, nanoseconds)
+    return types["std_msgs/msg/Header"](stamp, bytes(raw[16 : 15 + length]).decode())

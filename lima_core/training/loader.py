@@ -24,6 +24,10 @@ class StepLoader:
     def at(self, step: int) -> Any:
         """The batch of a step; anything but the step after the last one starts the workers anew."""
         if self._stream is None or step != self._next:
+            if self._workers:
+                # one thread of OpenCV in every worker, and none of its pool across the fork: a child of a process that
+                # has used the pool waits for ever for threads that it does not have
+                cv2.setNumThreads(1)
             loader = DataLoader(
                 self._batches,
                 batch_size=None,
@@ -37,7 +41,6 @@ class StepLoader:
 
 
 def _calm(worker: int) -> None:
-    cv2.setNumThreads(1)  # one process per core is enough
     # Ctrl-C and torchrun signal the whole process group: the trainer stops after its step, and needs workers until then
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
