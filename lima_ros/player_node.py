@@ -21,7 +21,7 @@ from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from tqdm import tqdm
 
-from lima_core.data.bag import CLOUD, TRUTH_TOPIC, BagMessages
+from lima_core.data.bag import BOXES_TOPIC, CLOUD, MARKERS, ODOMETRY, TRUTH_TOPIC, BagMessages
 from lima_core.data.rig import Rig
 from lima_core.data.sources import open_source
 from lima_core.files import write_whole
@@ -84,7 +84,7 @@ class PlayerNode(Node):
 
     def _create_publishers(self, rig: Rig, transport: str) -> None:
         image = "sensor_msgs/msg/Image" if transport == "raw" else "sensor_msgs/msg/CompressedImage"
-        types = {rig.lidar_topic: CLOUD, rig.odometry_topic: "nav_msgs/msg/Odometry", TRUTH_TOPIC: CLOUD}
+        types = {rig.lidar_topic: CLOUD, rig.odometry_topic: ODOMETRY, TRUTH_TOPIC: CLOUD, BOXES_TOPIC: MARKERS}
         for mount in rig.cameras:
             types |= {mount.image_topic: image, mount.info_topic: "sensor_msgs/msg/CameraInfo"}
         for topic, name in types.items():

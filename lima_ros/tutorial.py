@@ -2,7 +2,7 @@
 
     python -m lima_ros.tutorial [--out runs/tutorial] [--teacher FILE]
 
-A simulated robot drives along streets and records bags; recordings are made of them; LiMA pretrains on those without any
+A simulated robot drives along streets and records bags; recordings are made of them; LiMA pretrains on those without a
 label; 1 % of the labels finetunes it, and random weights for comparison; the perception node then runs on a drive that
 none of it has seen. Prints and writes the table, page and pictures. Interrupted, it goes on at the step it was at.
 """
@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from lima_core.checkpoint import load_checkpoint
 from lima_core.data.recordings import MANIFEST
+
+from lima_core.checkpoint import load_checkpoint
 from lima_core.files import write_whole
 from lima_core.paths import config_dir
 from lima_core.training.loop import STATE

@@ -21,8 +21,10 @@ from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.interfaces import Connection, QosDurability
 from rosbags.typesys import Stores, get_typestore
 
-from lima_core.data.frame import CameraView, Frame
+from lima_core.data.classes import load_taxonomy
+from lima_core.data.frame import Boxes, CameraView, Detections, Frame
 from lima_core.data.rig import CameraMount, Rig, is_rectified
+from lima_core.data.ros_boxes import detection_boxes, marker_boxes
 from lima_core.data.ros_cloud import cloud_points, read_cloud
 from lima_core.data.ros_image import camera_from_info, image_from_message
 from lima_core.data.tf_tree import TransformTree
@@ -34,7 +36,10 @@ RAW = "sensor_msgs/msg/Image"
 INFO = "sensor_msgs/msg/CameraInfo"
 ODOMETRY = "nav_msgs/msg/Odometry"
 TRANSFORMS = "tf2_msgs/msg/TFMessage"
-TRUTH_TOPIC = "/gt/segmentation"
+MARKERS, DETECTIONS = "visualization_msgs/msg/MarkerArray", "vision_msgs/msg/Detection3DArray"
+TRUTH_TOPIC, BOXES_TOPIC, DETECTIONS_TOPIC = "/gt/segmentation", "/gt/markers", "/gt/detections"
+
+ARRAY_COUNT = 4  # bytes before the first marker, whose header stands for all
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +88,7 @@ class Bag:
         return len(self._sweeps_ns)
 
     def __getitem__(self, index: int) -> Frame:
-        """The sweep at `index` with its pictures and, where the bag has /gt/segmentation, labels."""
+        """The sweep at `index` with its pictures and, where the bag has ground truth, labels and boxes."""
         index = range(len(self))[index]
         stamp_ns = self._sweeps_ns[index]
         cloud = cloud_points(self._read(self.rig.lidar_topic, stamp_ns), self.rig.intensity_scale)
@@ -98,6 +103,7 @@ class Bag:
             world_from_lidar=world_from_lidar,
             cameras=tuple(view for view in views if view is not None),
             labels=self._labels(stamp_ns),
+            boxes=self._boxes(stamp_ns),
         )
 
     def window(self, index: int, k: int) -> list[Frame]:
@@ -118,9 +124,9 @@ class Bag:
     def _scan(self) -> None:
         """One pass over all messages: stamps of clouds and pictures, poses, the first CameraInfo of each topic."""
         odometry = []
-        wanted = [
-            c for c in self._reader.connections if c.msgtype in (CLOUD, COMPRESSED, RAW, INFO, ODOMETRY, TRANSFORMS)
-        ]
+        kinds = (CLOUD, COMPRESSED, RAW, INFO, ODOMETRY, TRANSFORMS)
+        truth = ((BOXES_TOPIC, MARKERS), (DETECTIONS_TOPIC, DETECTIONS))
+        wanted = [c for c in self._reader.connections if c.msgtype in kinds or (c.topic, c.msgtype) in truth]
         for connection, bag_time_ns, raw in self._reader.messages(wanted):
             kind, topic = connection.msgtype, connection.topic
             if kind == TRANSFORMS:
@@ -131,7 +137,7 @@ class Bag:
                 if topic not in self._infos:
                     self._infos[topic] = self._reader.deserialize(raw, kind)
             else:
-                stamp_ns, frame_id = _header(raw)
+                stamp_ns, frame_id = _header(raw, ARRAY_COUNT if kind == MARKERS else 0)
                 entry = self._stamps.setdefault(topic, _Stamps(frame_id))
                 entry.bag_time_ns[stamp_ns] = bag_time_ns
         for entry in self._stamps.values():
@@ -190,7 +196,7 @@ class Bag:
         at = self._stamps[topic].bag_time_ns[stamp_ns]
         connections = self._reader.topics[topic].connections
         for connection, _, raw in self._reader.messages(connections, start=at, stop=at + 1):
-            if _header(raw)[0] == stamp_ns:
+            if _header(raw, ARRAY_COUNT if connection.msgtype == MARKERS else 0)[0] == stamp_ns:
                 return self._reader.deserialize(raw, connection.msgtype)
         raise BagError(f"{self.path}: the message of {topic} at {stamp_ns} ns is gone; has the bag changed?")
 
@@ -221,6 +227,18 @@ class Bag:
         if "label" not in columns:
             raise BagError(f"{self.path}: {TRUTH_TOPIC} has no field label; its fields are {list(columns)}")
         return columns["label"].astype(np.uint8)
+
+    def _boxes(self, stamp_ns: int) -> Boxes | None:
+        """Boxes of /gt/markers, else of /gt/detections, at the sweep's stamp. Raises BagError where they are broken."""
+        names = load_taxonomy("nuscenes").detection_names
+        for topic, read in ((BOXES_TOPIC, marker_boxes), (DETECTIONS_TOPIC, detection_boxes)):
+            if topic in self._stamps and stamp_ns in self._stamps[topic].bag_time_ns:
+                try:
+                    found = read(self._read(topic, stamp_ns), names)
+                except ValueError as error:
+                    raise BagError(f"{self.path}: {topic} at {stamp_ns} ns: {error}") from error
+                return found.boxes if isinstance(found, Detections) else found
+        return None
 
     def _found_rig(self) -> Rig:
         """A rig from what the bag itself says."""
@@ -308,11 +326,16 @@ def _opened(path: Path, owner: object) -> AnyReader:
     return reader
 
 
-def _header(raw: bytes) -> tuple[int, str]:
-    """Stamp in ns and frame of a CDR message that begins with std_msgs/Header (4 bytes of encapsulation first)."""
+def _header(raw: bytes, before: int = 0) -> tuple[int, str]:
+    """Stamp in ns and frame of the std_msgs/Header at the beginning of a CDR message, `before` bytes into it.
+
+    4 bytes of encapsulation come first. The stamp is 0 where the message ends before.
+    """
     order = "<" if raw[1] & 1 else ">"
-    seconds, nanoseconds, length = struct.unpack_from(f"{order}iII", raw, 4)
-    return seconds * 1_000_000_000 + nanoseconds, bytes(raw[16 : 15 + length]).decode()
+    if len(raw) < before + 16:  # an array without elements
+        return 0, ""
+    seconds, nanoseconds, length = struct.unpack_from(f"{order}iII", raw, before + 4)
+    return seconds * 1_000_000_000 + nanoseconds, bytes(raw[before + 16 : before + 15 + length]).decode()
 
 
 def _stamp_ns(header: Any) -> int:

@@ -97,10 +97,10 @@ def _draw(seed: int, roots: dict[int, Path], sweeps: int, stride: int, image_siz
     root.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as part:
         street = Street(seed, (sweeps - 1) * stride + 1, image_size=image_size)
-        Path(write_nuscenes(_Strided(street, stride), Path(part) / "street")).replace(root)
+        Path(write_nuscenes(Strided(street, stride), Path(part) / "street")).replace(root)
 
 
-class _Strided:
+class Strided:
     """Every `stride`-th frame of a street."""
 
     def __init__(self, street: Street, stride: int) -> None:

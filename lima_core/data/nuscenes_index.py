@@ -109,7 +109,7 @@ def build_index(folder: Path) -> Index:
     samples = {row.token: row for row in _table(folder, "sample", tables.Sample)}
     walked = _walk(folder, samples)
     keyframe = {token: number for number, token in enumerate(walked["sample_token"])}
-    mounts = _mounts(folder)
+    mounts = read_mounts(folder)
     channels = sorted({name for name in mounts["channel"] if name == LIDAR or name.startswith("CAM")})
     files = _files(folder, mounts, channels, keyframe, walked["scene"])
     return Index(
@@ -150,7 +150,7 @@ def _walk(folder: Path, samples: dict[str, tables.Sample]) -> dict[str, list]:
     return found
 
 
-def _mounts(folder: Path) -> dict:
+def read_mounts(folder: Path) -> dict:
     """Rows of calibrated_sensor by token, with their channels, poses and intrinsics."""
     channels = {row.token: row.channel for row in _table(folder, "sensor", tables.Sensor)}
     rows = _table(folder, "calibrated_sensor", tables.CalibratedSensor)
@@ -205,7 +205,7 @@ def _files(folder: Path, mounts: dict, channels: list[str], keyframe: dict[str, 
         "lidarseg": strings([names.get(token.decode(), "") for token in tokens]),
         **{name: rows[name] for name in ("stamp_us", "filename", "size", "mount")},
         "prev": _previous(rows, channel, np.array(scene)[rows["keyframe"]]),
-        "pose": _poses(folder, rows["ego_pose"].tolist()),
+        "pose": read_poses(folder, rows["ego_pose"].tolist()),
     }
 
 
@@ -244,7 +244,7 @@ def _previous(rows: Columns, channel: np.ndarray, scene: np.ndarray) -> np.ndarr
     return np.where(starts, NONE, prev).astype(np.int32)
 
 
-def _poses(folder: Path, wanted: list[bytes]) -> np.ndarray:
+def read_poses(folder: Path, wanted: list[bytes]) -> np.ndarray:
     """(D, 7) world_from_ego of the wanted tokens."""
     path = folder / "ego_pose.json"
     names = frozenset(token.decode() for token in wanted)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lima_core.data.frame import Boxes, Detections
-from lima_core.geometry.boxes import CORNERS
+from lima_core.data.frame import Detections
+from lima_core.data.ros_boxes import BOXES, LINE_LIST, WIREFRAME
 from lima_core.runtime.messages import Messages
 
 MARKER = "visualization_msgs/msg/Marker"
@@ -24,11 +24,7 @@ TEXT_ABOVE_M = 0.6  # from the roof to the middle of the text
 SHAFT_M, HEAD_M = 0.15, 0.4  # diameters of the arrow
 SLOWEST_SHOWN_M_S = 0.3  # slower ones are noise of parked cars
 WHITE = (1.0, 1.0, 1.0)  # dark class colours are illegible as text
-ARROW, LINE_LIST, TEXT_VIEW_FACING, DELETEALL = 0, 5, 9, 3  # visualization_msgs/Marker
-# pairs of rows of CORNERS: front face, rear face, and what joins them
-EDGES = np.array([(i + f, (i + 1) % 4 + f) for f in (0, 4) for i in range(4)] + [(i, i + 4) for i in range(4)])
-HEADING = np.array([(0, 0, -1), (1, 0, -1)]) / 2  # a line on the floor from the middle to the front
-WIREFRAME = np.concatenate([CORNERS[EDGES].reshape(-1, 3), HEADING])  # (26, 3) ends of 13 lines of a box of size 1
+ARROW, TEXT_VIEW_FACING, DELETEALL = 0, 9, 3  # visualization_msgs/Marker
 
 
 def above(detections: Detections, class_names: Sequence[str], threshold: float | Mapping[str, float]) -> Detections:
@@ -54,7 +50,7 @@ def marker_array(
 
     `colors` (C, 3) uint8 RGB of the classes; `lifetime_s` 0 = until the next array. No arrow where the velocity is
     unknown or below SLOWEST_SHOWN_M_S. The three kinds are in namespaces of their own, to be switched off in RViz. The
-    `text` of a wireframe, which RViz does not draw, is JSON with what `marker_boxes` reads.
+    `text` of a wireframe, which RViz does not draw, is JSON with what data/ros_boxes.py reads.
     Raises ValueError on a box that is not finite or of a class without name or colour.
     """
     _check(detections, class_names)
@@ -146,7 +142,7 @@ def _object_markers(
     lines = [_point(end, messages) for end in WIREFRAME * boxes.size[row]]
     thin, pose = _vector(LINE_M, 0, 0, messages), _pose(detections, row, messages)
     facts = json.dumps({"class": name, "score": score, "velocity": _plain_velocity(boxes.velocity[row])})
-    yield "boxes", marker(type=LINE_LIST, pose=pose, scale=thin, color=color, points=lines, text=facts)
+    yield BOXES, marker(type=LINE_LIST, pose=pose, scale=thin, color=color, points=lines, text=facts)
     over = messages.make(
         "geometry_msgs/msg/Pose",
         position=_point(boxes.center[row] + [0, 0, boxes.size[row, 2] / 2 + TEXT_ABOVE_M], messages),
@@ -158,42 +154,6 @@ def _object_markers(
         tip = boxes.center[row] + [*boxes.velocity[row], 0]
         ends = [_point(boxes.center[row], messages), _point(tip, messages)]
         yield "velocities", marker(type=ARROW, scale=_vector(SHAFT_M, HEAD_M, 0, messages), color=color, points=ends)
-
-
-def marker_boxes(message: Any, class_names: Sequence[str]) -> Detections:
-    """What `marker_array` was made of, but for counts and attributes; other markers are left out.
-
-    Raises ValueError on a class without a name here, or where a box is not as `marker_array` makes it.
-    """
-    found = [m for m in message.markers if m.type == LINE_LIST and m.ns.endswith("/boxes")]
-    facts = [_facts(marker, class_names) for marker in found]
-    ends = [np.array([(p.x, p.y, p.z) for p in m.points]).reshape(-1, 3) for m in found]
-    if any(len(points) != len(WIREFRAME) for points in ends):
-        raise ValueError(f"a box marker has {sorted(map(len, ends))} points instead of {len(WIREFRAME)}")
-    turns = [m.pose.orientation for m in found]
-    boxes = Boxes(
-        center=np.array([(m.pose.position.x, m.pose.position.y, m.pose.position.z) for m in found]).reshape(-1, 3),
-        size=np.array([2 * np.abs(points).max(0) for points in ends]).reshape(-1, 3),
-        yaw=np.array([2 * np.arctan2(q.z, q.w) for q in turns]).reshape(-1),
-        velocity=np.array([velocity for _, _, velocity in facts]).reshape(-1, 2),
-        class_id=np.array([class_id for class_id, _, _ in facts], np.uint8),
-    )
-    return Detections(boxes, np.array([score for _, score, _ in facts], np.float32))
-
-
-def _facts(marker: Any, class_names: Sequence[str]) -> tuple[int, float, tuple[float, float]]:
-    """Class, score and velocity of a box marker."""
-    try:
-        facts = json.loads(marker.text)
-        velocity = (np.nan, np.nan) if facts["velocity"] is None else tuple(map(float, facts["velocity"]))
-        name, score = str(facts["class"]), float(facts["score"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"box marker {marker.ns}/{marker.id}: text {marker.text[:80]!r} is not class, score and velocity"
-        ) from error
-    if name not in class_names or len(velocity) != 2:
-        raise ValueError(f"a box is a {name!r} with velocity {velocity}; the classes are {', '.join(class_names)}")
-    return class_names.index(name), score, velocity
 
 
 def _plain_velocity(velocity: np.ndarray) -> list[float] | None:

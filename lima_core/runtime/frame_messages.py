@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from lima_core.data.bag import TRUTH_TOPIC
-from lima_core.data.frame import CameraView, Frame
+from lima_core.data.bag import BOXES_TOPIC, TRUTH_TOPIC
+from lima_core.data.classes import load_taxonomy
+from lima_core.data.frame import CameraView, Detections, Frame
 from lima_core.data.rig import Rig
 from lima_core.data.ros_cloud import pack_cloud
 from lima_core.geometry import se3
+from lima_core.runtime.detections import marker_array
 from lima_core.runtime.messages import Messages
 
 
@@ -39,6 +41,8 @@ def frame_messages(frame: Frame, rig: Rig, messages: Messages, transport: str = 
         columns = {**_xyz(frame.points), "label": frame.labels}
         truth = messages.cloud(pack_cloud(columns), frame.stamp_ns, rig.lidar_frame)
         found.append(Outgoing(frame.stamp_ns, TRUTH_TOPIC, truth))
+    if frame.boxes is not None:
+        found.append(Outgoing(frame.stamp_ns, BOXES_TOPIC, _boxes(frame, rig, messages)))
     return tuple(sorted(found, key=lambda m: m.stamp_ns))
 
 
@@ -74,3 +78,11 @@ def _cloud(frame: Frame, rig: Rig, messages: Messages) -> Any:
 
 def _xyz(points: np.ndarray) -> dict[str, np.ndarray]:
     return {axis: points[:, index] for index, axis in enumerate("xyz")}
+
+
+def _boxes(frame: Frame, rig: Rig, messages: Messages) -> Any:
+    """The boxes as the perception node sends them, all of them certain."""
+    taxonomy = load_taxonomy("nuscenes")
+    certain = Detections(frame.boxes, np.ones(len(frame.boxes), np.float32))
+    header = messages.header(frame.stamp_ns, rig.lidar_frame)
+    return marker_array(certain, taxonomy.detection_names, taxonomy.box_colors(), header, 0.0, "truth", messages)

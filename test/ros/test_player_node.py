@@ -235,7 +235,10 @@ def test_node_plays_recorded_bytes_as_they_are(start_node: Callable, tester: obj
         ({"source": "/no/such/folder"}, "neither street:<seed> nor a folder"),
         ({"source": "street:1", "rate": -1.0}, "parameter rate is -1.0; its range is"),
         ({"source": "street:1", "lops": 2}, "did you mean 'loops'"),
-        ({"wait_for": "/scan"}, "wait_for names /scan, but the player's topics are /gt/segmentation, /lidar, /odom"),
+        (
+            {"wait_for": "/scan"},
+            "wait_for names /scan, but the player's topics are /gt/markers, /gt/segmentation, /lidar, /odom",
+        ),
         ({"wait_for": "/lidar", "wait_timeout_s": 0.2}, "nobody has subscribed to /lidar"),
     ],
 )
