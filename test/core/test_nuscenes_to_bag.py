@@ -44,8 +44,8 @@ def test_real_keyframes_come_back(shared: Path, tmp_path: Path, name: str, stora
     assert len(bag) == len(source)
     assert {mount.image_topic for mount in bag.rig.cameras} == {mount.image_topic for mount in source.rig.cameras}
     for index in range(len(source)):
-        # DDAD's cameras share a stamp and yet have poses some millimetres apart, of which /tf holds one
-        equal(bag[index], source[index], 5e-3 if name == "ddad_as_nus" else 1e-7)
+        # DDAD's cameras share a stamp and yet have poses up to a centimetre apart, of which /tf holds one
+        equal(bag[index], source[index], 1e-2 if name == "ddad_as_nus" else 1e-7)
 
 
 @pytest.fixture(scope="module")
