@@ -80,6 +80,7 @@ setup(
         ],
         "cuda120": ["spconv-cu120; python_version < '3.12'"],
         "cuda126": ["spconv-cu126; python_version >= '3.12'"],
+        "fleet": ["ray>=2.9"],  # python -m lima_core.tools.record --engine ray
         "waymo": ["pyarrow>=14"],  # Waymo Open Dataset v2 is parquet
         # the official evaluators; they pin numpy < 2, so they want an environment of their own
         "eval": ["nuscenes-devkit>=1.2.0"],

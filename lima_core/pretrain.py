@@ -31,7 +31,8 @@ from lima_core.config import ConfigError, option, plain, read_config
 from lima_core.data.augment import AugmentConfig
 from lima_core.data.drives import DriveError, Drives, draw_streets, validation_scenes
 from lima_core.data.frame import DatasetError
-from lima_core.data.labelled import Sweep
+from lima_core.data.labelled import Sweep, beams_of
+from lima_core.data.recordings import Recordings
 from lima_core.lima.scenes import SceneBatches, TeacherFeatures
 from lima_core.lima.scenes import steps_per_epoch as count_steps
 from lima_core.lima.step import Lima, LimaConfig, Scene
@@ -79,13 +80,15 @@ class TeacherConfig:
 class DataConfig:
     """Drives with cameras, LiDAR and poses."""
 
-    kind: Literal["street", "nuscenes"] = option("street", "simulated streets, or a folder in the nuScenes layout")
+    kind: Literal["street", "nuscenes", "recording"] = option(
+        "street", "simulated streets, a folder in the nuScenes layout, or recordings of one's own robot"
+    )
     seeds: tuple[int, int] = option((0, 4), "street: first seed and end (excluded)")
     sweeps: int = option(5, "street: sweeps taken from each")
     stride: int = option(5, "street: sweeps from one taken to the next; the LiDAR turns at 10 Hz")
     image_size: tuple[int, int] = option((112, 56), "street: width and height of the pictures, pixels")
     folder: str = option("runs/streets", "street: where drawn streets are kept")
-    root: str = option("", "nuscenes: folder with <version>/ and samples/")
+    root: str = option("", "nuscenes: folder with <version>/ and samples/; recording: folders, comma between")
     version: str | None = option(None, "nuscenes: version folder, e.g. v1.0-trainval; null: the only one")
     split: Literal["train", "all"] = option("train", "nuscenes: train = all but the official validation scenes")
 
@@ -179,11 +182,13 @@ def run(config: PretrainConfig, command: Sequence[str]) -> Path:
     return _finish(config, command, folder, objective, drive, log) if fabric.is_global_zero else folder
 
 
-def open_drive(config: DataConfig, processes: int) -> Drives:
+def open_drive(config: DataConfig, processes: int) -> Drives | Recordings:
     """The frames to learn from; missing streets are drawn first, by `processes` processes."""
     if config.kind == "nuscenes":
         without = validation_scenes() if config.split == "train" else set()
         return Drives([config.root], config.version, without)
+    if config.kind == "recording":
+        return Recordings([root.strip() for root in config.root.split(",")])
     seeds = range(*config.seeds)
     return Drives(draw_streets(seeds, config.sweeps, config.stride, config.image_size, config.folder, processes))
 
@@ -241,8 +246,8 @@ def _folder(config: PretrainConfig, fabric: Fabric, command: Sequence[str]) -> P
     folder, processes = Path(config.out), fabric.world_size
     if config.student not in BACKBONES:
         raise ConfigError(f"student {config.student!r} is unknown; there are {', '.join(BACKBONES)}")
-    if config.data.kind == "nuscenes" and not config.data.root:
-        raise ConfigError("data.kind=nuscenes needs data.root, the folder with <version>/ and samples/")
+    if config.data.kind != "street" and not config.data.root:
+        raise ConfigError(f"data.kind={config.data.kind} needs data.root, the folder of the data")
     if config.batch_size % processes or (processes > 1 and config.method.mixing and config.batch_size // processes % 2):
         raise ConfigError(
             f"batch_size {config.batch_size} cannot be shared by {processes} processes: "
@@ -256,13 +261,18 @@ def _folder(config: PretrainConfig, fabric: Fabric, command: Sequence[str]) -> P
 
 
 def _finish(
-    config: PretrainConfig, command: Sequence[str], folder: Path, objective: Lima, drive: Drives, log: list[dict]
+    config: PretrainConfig,
+    command: Sequence[str],
+    folder: Path,
+    objective: Lima,
+    drive: Drives | Recordings,
+    log: list[dict],
 ) -> Path:
     """Writes the checkpoint and prints where it is."""
     epoch = [record["loss"] for record in log[-(len(log) // config.epochs) :]]
     chosen = np.linspace(0, len(drive) - 1, min(STATISTICS_FRAMES, len(drive))).astype(int)
     frames = [drive[int(index)] for index in chosen]
-    sweeps = [Sweep(f.points, np.zeros(0, np.uint8), len(np.unique(f.extra["ring"]))) for f in frames]
+    sweeps = [Sweep(f.points, np.zeros(0, np.uint8), beams_of(f)) for f in frames]
     meta = {
         "format": FORMAT,
         "model": config.student,

@@ -142,7 +142,7 @@ def measured(out: Path) -> list[tuple[str, float, float]]:
     """(network, mIoU on held-out recordings, mIoU of the node on the unseen drive), in percent."""
     rows = []
     for name, title in NETWORKS.items():
-        validated = load_checkpoint(out / f"labels_{name}" / "checkpoint.safetensors")[1]["metrics"]["miou"]
+        validated = load_checkpoint(out / f"labels_{name}" / "checkpoint.safetensors")[1]["metrics"]["val_miou"]
         live = json.loads((out / f"live_{name}" / "summary.json").read_text())["miou"]
         rows.append((title, 100 * validated, 100 * live))
     return rows

@@ -27,6 +27,7 @@ READERS = {
 }
 MINI, MINI_VAL = "v1.0-mini", {"scene-0103", "scene-0916"}  # the devkit's mini_val, half of mini's scenes of val
 NAMES: tuple[str, ...] = ("nuscenes", *READERS)
+RECORDING = "recording"  # of one's own robot, with ground truth
 
 
 class Dataset(FrameSource, Protocol):
@@ -45,12 +46,16 @@ class Dataset(FrameSource, Protocol):
 
 def open_dataset(name: str, root: str | Path, split: Split) -> Dataset:
     """The frames of one split. Raises ValueError on an unknown name or split, DatasetError where files are missing."""
-    if name not in NAMES:
-        raise ValueError(f"no data set {name!r}; there are {', '.join(NAMES)}")
+    if name not in (*NAMES, RECORDING):
+        raise ValueError(f"no data set {name!r}; there are {', '.join((*NAMES, RECORDING))}")
     if split not in get_args(Split):
         raise ValueError(f"no split {split!r}; there are {', '.join(get_args(Split))}")
     if name == "nuscenes":
         return _NuScenesSplit(root, split)
+    if name == RECORDING:
+        from lima_core.data.recordings import RecordedSplit
+
+        return RecordedSplit(root, split)
     return getattr(import_module(f"lima_core.data.{name}"), READERS[name])(root, split)
 
 

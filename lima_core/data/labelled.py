@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lima_core.config import ConfigError, option
 from lima_core.data.classes import Taxonomy, load_taxonomy
-from lima_core.data.datasets import NAMES, Dataset, open_dataset
+from lima_core.data.datasets import NAMES, RECORDING, Dataset, open_dataset
 from lima_core.data.frame import DatasetError, Frame, FrameSource
 from lima_core.data.splits import step_of
 
@@ -59,7 +59,7 @@ class StreetConfig:
 class DataConfig:
     """A data set with labels, and how many of its training labels to use."""
 
-    name: str = option(STREET, f"street (simulated), {', '.join(NAMES)}")
+    name: str = option(STREET, f"street (simulated), recording (one's own), {', '.join(NAMES)}")
     root: str = option("", "folder of the data set; street needs none")
     share: int = option(100, "percent of the training labels: 1, 5, 10, 20, 25, 50 or 100, by the data set's own rule")
     street: StreetConfig = field(default_factory=StreetConfig)
@@ -99,8 +99,8 @@ def beams_of(frame: Frame) -> int:
 
 
 def taxonomy_of(config: DataConfig) -> Taxonomy:
-    """The classes of the data set; streets have those of nuScenes."""
-    return load_taxonomy("nuscenes" if config.name == STREET else config.name)
+    """The classes of the data set; streets and recordings have those of nuScenes."""
+    return load_taxonomy("nuscenes" if config.name in (STREET, RECORDING) else config.name)
 
 
 def open_labelled(config: DataConfig, split: Literal["train", "val"], workers: int) -> Sequence[Sweep]:

@@ -1,4 +1,4 @@
-"""One word for every source of frames: `street:7`, a nuScenes folder, a rosbag2 folder."""
+"""One word for every source of frames: `street:7`, a nuScenes folder, a rosbag2, a recording or many."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def open_source(spec: str, frames: int | None = None) -> FrameSource:
     """Opens a source by name or folder.
 
     `street:<seed>` is the simulated street (`frames` sweeps long, 20 by default); any other word is a folder in
-    the nuScenes layout or a rosbag2 folder, where `frames` is refused. Raises ValueError naming what was given and
+    the nuScenes layout, a rosbag2 or recordings, where `frames` is refused. Raises ValueError naming what was given and
     what would be understood.
     """
     if spec.startswith("street:"):
@@ -34,6 +34,11 @@ def open_source(spec: str, frames: int | None = None) -> FrameSource:
         from lima_core.data.nuscenes import NuScenes
 
         return NuScenes(folder)
+    if (folder / "recording.json").is_file() or (folder / "recordings.jsonl").is_file():
+        from lima_core.data.recordings import Recordings
+
+        return Recordings(folder)
     raise ValueError(
-        f"{folder} holds neither a rosbag2 (metadata.yaml) nor nuScenes tables (<version>/sample_data.json)"
+        f"{folder} holds neither a rosbag2 (metadata.yaml) nor nuScenes tables (<version>/sample_data.json), nor "
+        "recordings (recording.json, recordings.jsonl)"
     )

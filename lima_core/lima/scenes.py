@@ -6,7 +6,6 @@ would have drawn, and two processes share out the batch that one would have take
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 
 from lima_core.data.drives import DriveError
 from lima_core.data.frame import Frame
+from lima_core.data.recordings import SequenceRuns
 from lima_core.lima.step import Scene
 from lima_core.lima.view import View, frame_view, pictures
 from lima_core.models.teacher import Teacher
@@ -122,7 +122,7 @@ def steps_per_epoch(sequences: Sequence[str], batch_size: int) -> int:
 
 def paired_length(sequences: Sequence[str]) -> int:
     """Frames that paired_order keeps, whatever it draws."""
-    others = len(sequences) - max(Counter(sequences).values(), default=0)
+    others = len(sequences) - int(np.bincount(_numbers(sequences)).max(initial=0))
     if others == 0:
         return len(sequences)
     return 2 * min(others, len(sequences) // 2)
@@ -135,12 +135,12 @@ def paired_order(sequences: Sequence[str], rng: np.random.Generator) -> np.ndarr
     a sequence that outnumbers all others together are left out, at random, where no partner remains. With one sequence
     alone there is nothing to pair.
     """
-    names = np.unique(np.asarray(sequences), return_inverse=True)[1]
+    names = _numbers(sequences)
     order = rng.permutation(len(names))
-    if len(set(sequences)) < 2:
+    counts = np.bincount(names)
+    if np.count_nonzero(counts) < 2:
         return order
     half = paired_length(sequences) // 2
-    counts = np.bincount(names)
     surplus = order[names[order] == counts.argmax()][: max(0, counts.max() - half)]
     order = order[~np.isin(order, surplus)][: 2 * half]
     # sorted by sequence, frames half of the length apart differ, as no sequence fills more than half
@@ -148,6 +148,13 @@ def paired_order(sequences: Sequence[str], rng: np.random.Generator) -> np.ndarr
     pairs = np.stack([by_name[:half], by_name[half:]], 1)
     swapped = np.where(rng.random(half)[:, None] < 0.5, pairs[:, ::-1], pairs)
     return swapped[rng.permutation(half)].reshape(-1)
+
+
+def _numbers(sequences: Sequence[str]) -> np.ndarray:
+    """(len,) a number for each sequence."""
+    if isinstance(sequences, SequenceRuns):  # knows them without a string for each frame
+        return sequences.numbers()
+    return np.unique(np.asarray(sequences), return_inverse=True)[1]
 
 
 class TeacherFeatures:

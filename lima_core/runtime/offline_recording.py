@@ -26,7 +26,7 @@ def record_bag(
     rig: Rig | None = None,
     features: Features | None = None,
     warn: Callable[[str], None] = print,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[], object] = lambda: None,
 ) -> dict[str, int]:
     """Records a rosbag2 into `folder` and returns the recorder's counts; goes on where it was interrupted.
 

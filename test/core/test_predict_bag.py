@@ -13,11 +13,12 @@ from bags import BagWriter
 from lima_core.data.bag import BagMessages
 from lima_core.data.ros_cloud import read_cloud
 from lima_core.data.synthetic.street import Street
-from lima_core.predict import given_settings, main
+from lima_core.predict import main
 from lima_core.predictor import Predictor
 from lima_core.runtime.bag_frames import write_frames
 from lima_core.runtime.bag_messages import typestore
 from lima_core.runtime.parameters import PARAMETERS, ParameterError
+from lima_core.tools.settings import given_settings
 from networks import save_random
 
 FRAMES = 3
