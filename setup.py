@@ -103,6 +103,7 @@ setup(
             "lima-perception = lima_ros.perception_node:main",
             "lima-player = lima_ros.player_node:main",
             "lima-evaluator = lima_ros.evaluator_node:main",
+            "lima-recorder = lima_ros.recorder_node:main",
             "lima-demo = lima_ros.demo:main",
         ]
     },

@@ -16,6 +16,7 @@ ARGUMENTS = {
     "loops": ("1", "How often to play; 0 = until stopped"),
     "start_offset_s": ("0.0", "Leave out so many seconds at the start"),
     "messages": ("false", "Play a bag's messages as they were recorded, instead of frames made of them"),
+    "evaluate": ("", "Folder for the comparison with the source's ground truth; empty = none"),
     "checkpoint": ("", "Network file; empty = the parameter file's, or the one that ships with lima"),
     "device": ("", "auto, cpu or cuda; empty = the parameter file's"),
     "params_file": ("", "Parameters of the perception node; empty = config/perception.yaml"),

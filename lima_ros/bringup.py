@@ -170,6 +170,36 @@ def evaluator(
     )
 
 
+def recorder_graph(
+    rig: str = "nuscenes",
+    out: str = "recording",
+    triggers: str = "",
+    params_file: str = "",
+    namespace: str = "",
+    use_sim_time: bool = False,
+    log_level: str = "info",
+    fastdds_profile: str = DEFAULT,
+    **parameters: Any,
+) -> list[NodeSpec]:
+    """The recorder: what the rig's sensors send becomes a recording in the folder `out`.
+
+    Empty `triggers` leave the choice to the parameter file, by default config/recorder.yaml; further keywords are
+    parameters, e.g. snapshot_s.
+    """
+    values = {"rig": str(rig_path(rig)), "out": str(Path(out).absolute()), "use_sim_time": use_sim_time}
+    values |= {"triggers": triggers} if triggers else {}
+    return [
+        NodeSpec(
+            "recorder_node",
+            "recorder",
+            namespace,
+            parameters=(params_file or str(config_dir() / "recorder.yaml"), {**values, **parameters}),
+            ros_arguments=("--log-level", log_level),
+            env=environment(fastdds_profile),
+        )
+    ]
+
+
 def replay_graph(
     source: str,
     rig: str = "",
@@ -177,13 +207,18 @@ def replay_graph(
     loops: int = 1,
     start_offset_s: float = 0.0,
     messages: bool = False,
+    evaluate: str = "",
     **perception: Any,
 ) -> list[NodeSpec]:
-    """Perception on its source's own time: empty `rig` = the source's. `perception` as for perception_graph."""
+    """Perception on its source's own time: empty `rig` = the source's. `perception` as for perception_graph.
+
+    `evaluate`: a folder in which the evaluator writes how that compares with the source's ground truth; empty = none.
+    """
     rig = rig or str(source_rig(source))
     specs = perception_graph(rig, **{**perception, "use_sim_time": True})
     shared = {name: perception[name] for name in ("namespace", "log_level", "fastdds_profile") if name in perception}
     settings = {"rate": rate, "loops": loops, "start_offset_s": start_offset_s, "messages": messages}
+    specs += [evaluator(str(Path(evaluate).absolute()), rig, **shared)] if evaluate else []
     return [*specs, player(source, wait_for=Rig.load(rig_path(rig)).lidar_topic, **settings, **shared)]
 
 

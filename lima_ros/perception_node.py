@@ -10,26 +10,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PointStamped
 from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
 from rclpy.publisher import Publisher
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
@@ -43,32 +37,26 @@ from lima_core.runtime.pipeline import STAGES, Pipeline, overlay_topic
 from lima_core.runtime.results import DETECTIONS, LABEL_INFO, MARKERS
 from lima_core.runtime.worker import SHUTDOWN
 from lima_ros import convert, filters_node, tf_node
-from lima_ros.ports_node import LATCHED_QOS, RESULT_QOS, advertise, subscribe
+from lima_ros.base_node import BaseNode, run, type_name
+from lima_ros.ports_node import LATCHED_QOS, RESULT_QOS, advertise
 
 STATUS_PERIOD_S = 1.0
 RECENT = 11  # states of the ledger, a period apart: diagnostics judge the last ten seconds
-REPEAT_WARNING_S = 5.0
 INACTIVE = "inactive"
 
 
-class PerceptionNode(LifecycleNode):
+class PerceptionNode(BaseNode):
     """A lifecycle node: configure loads the network, activate listens, deactivate keeps it, cleanup gives it back.
 
     A transition that fails says why in the log and in `problem`, and leaves the node unconfigured.
     """
 
     def __init__(self) -> None:
-        super().__init__("perception", automatically_declare_parameters_from_overrides=True)
-        self.settings = self._declare(parameters.PARAMETERS)
+        super().__init__("perception", parameters.PARAMETERS)
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        self._steady = Clock(clock_type=ClockType.STEADY_TIME)  # timers must not follow a bag's clock
         self._pipeline: Pipeline | None = None
         self._tf: tf_node.TfListener | None = None
         self._out: dict[str, Publisher] = {}
-        self._active = self._closed = False
-        self._inputs: list[Callable[[], object]] = []  # how to destroy what `activate` made
-        self._warned_s: dict[str, float] = {}
-        self.problem = ""
         self.create_service(SetBool, "~/enable", self._on_enable)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(Trigger, "~/doctor", self._on_doctor)
@@ -77,11 +65,11 @@ class PerceptionNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Loads rig and network and advertises the outputs; FAILURE with the reason in the log where it cannot."""
-        return self._attempt(self._configure, "configured", self._release)
+        return self.attempt(self._configure, "configured", self.release)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribes to the inputs; FAILURE with the reason in the log where it cannot, and the node stays inactive."""
-        return self._attempt(self._listen_to_all, "activated", partial(self._stop_listening, INACTIVE))
+        return self.attempt(self._listen_to_all, "activated", partial(self._stop_listening, INACTIVE))
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stops listening; sweeps that wait for images are dropped as `inactive`. Keeps the network."""
@@ -90,44 +78,18 @@ class PerceptionNode(LifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Closes the ledger and gives the network's memory back."""
-        self._release()
+        self.release()
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """As cleanup, from any state; for good."""
-        self._release()
+        self.release()
         self.problem = "the node was shut down for good: start it anew"
         return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Gives everything back; the node can be configured again."""
-        self._release()
-        return TransitionCallbackReturn.SUCCESS
-
-    def start(self) -> bool:
-        """Configures where needed and activates; False, with `problem`, where that fails."""
-        if self._pipeline is None and self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
-            return False
-        return self._active or self.trigger_activate() == TransitionCallbackReturn.SUCCESS
-
-    def shutdown(self) -> None:
-        """Finishes the running sweep, closes the ledger and writes it; may be called again."""
-        if not self._closed:
-            self._closed = True
-            self._release()
-            self.destroy_node()
-
-    def _attempt(self, change: Callable[[], None], wanted: str, undo: Callable[[], None]) -> TransitionCallbackReturn:
-        """Makes a change of state, or undoes it and says why in the log and in `problem`."""
-        self.problem = ""
-        try:
-            change()
-        except Exception as error:  # all of them: rclpy would swallow the others without a word
-            expected = isinstance(error, (ValueError, OSError, RuntimeError))
-            self.problem = str(error) if expected else f"{type(error).__name__}: {error}"
-            self.get_logger().error(f"cannot be {wanted}: {self.problem}")
-            undo()
-            return TransitionCallbackReturn.FAILURE
+        self.release()
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
@@ -150,6 +112,7 @@ class PerceptionNode(LifecycleNode):
         self._label_frame = rig.lidar_frame if rig else ""
         if LABEL_INFO in self._out:
             self._publish_label_info()
+        self.configured = True
 
     def _publish_label_info(self) -> None:
         """Latched, with the threshold of this moment."""
@@ -175,21 +138,18 @@ class PerceptionNode(LifecycleNode):
         self._watch = health.TopicWatch(self._expected, after_s, time.monotonic(), once=infos)
         clicked = self.create_subscription(PointStamped, "/clicked_point", self._on_clicked, 10)
         self._inputs.append(partial(self.destroy_subscription, clicked))
-        self._poll_timer = self._timer(max(self.settings["sync.timeout_ms"] / 5000, 0.005), self._on_poll)
+        self._poll_timer = self.timer(max(self.settings["sync.timeout_ms"] / 5000, 0.005), self._on_poll)
         self._poll_timer.cancel()
-        self._timer(STATUS_PERIOD_S, self._on_status)
-        self._active = True
+        self.timer(STATUS_PERIOD_S, self._on_status)
+        self.active = True
         self.get_logger().info(f"listening to {', '.join(self._expected)}")
 
     def _stop_listening(self, reason: str) -> None:
-        self._active = False
-        for destroy in self._inputs:
-            destroy()
-        self._inputs.clear()
+        self.stop_listening()
         if self._pipeline is not None:
             self._pipeline.drop_waiting(reason)
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Undoes activate and configure, as far as they came."""
         self._stop_listening(SHUTDOWN)
         if self._tf is not None:
@@ -201,7 +161,7 @@ class PerceptionNode(LifecycleNode):
         self._write_ledger()
         for publisher in (*self._out.values(), *self._ms_out.values(), self._diagnostics_out):
             self.destroy_publisher(publisher)
-        self._out, self._pipeline = {}, None
+        self._out, self._pipeline, self.configured = {}, None, False
         from lima_core.predictor import free_memory  # torch: loaded, or there would be no pipeline
 
         free_memory()
@@ -220,29 +180,7 @@ class PerceptionNode(LifecycleNode):
         """Sends a duration."""
         self._ms_out[stage].publish(Float64(data=value))
 
-    def warn(self, text: str) -> None:
-        """Logs a warning, each kind (what stands before its colon) at most every few seconds."""
-        # not rclpy's throttle: it would take all that is said from here for one warning, and swallow the second kind
-        kind, now_s = text.partition(":")[0], time.monotonic()
-        if now_s - self._warned_s.get(kind, -REPEAT_WARNING_S) >= REPEAT_WARNING_S:
-            self._warned_s[kind] = now_s
-            self.get_logger().warning(text)
-
     # ---- wiring
-
-    def _declare(self, table: tuple[parameters.Parameter, ...]) -> parameters.Resolved:
-        """Declares every parameter with its checked value and logs it with its source."""
-        given = {name: p.value for name, p in self.get_parameters_by_prefix("").items()}
-        resolved = parameters.resolve(given, table)
-        for parameter in table:
-            if self.has_parameter(parameter.name):
-                self.undeclare_parameter(parameter.name)
-            value = resolved[parameter.name]
-            self.declare_parameter(parameter.name, value, convert.descriptor(parameter), ignore_override=True)
-        self.get_logger().info("parameters:\n  " + "\n  ".join(resolved.lines()))
-        if resolved.foreign:
-            self.get_logger().warning(f"not parameters of this node: {', '.join(resolved.foreign)}")
-        return resolved
 
     def _load_predictor(self) -> Any:
         """Torch takes seconds to import: here, a SIGINT meanwhile still ends the node cleanly."""
@@ -260,22 +198,15 @@ class PerceptionNode(LifecycleNode):
     def _listen(self, kind: type, topic: str, handle: Callable[[Any], None]) -> str:
         """Subscribes with sensor QoS, tells the watch of every message, and returns the resolved topic."""
 
-        def hear(msg: Any) -> None:
+        def hear(name: str, msg: Any) -> None:
             self._watch.hear(name, time.monotonic())
             handle(msg)
             if self._pipeline.waiting and self._poll_timer.is_canceled():
                 self._poll_timer.reset()
 
-        subscription = subscribe(self, kind, topic, hear)
-        name = subscription.topic_name
-        self._expected[name] = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
-        self._inputs.append(partial(self.destroy_subscription, subscription))
+        name = self.listen(kind, topic, hear)
+        self._expected[name] = type_name(kind)
         return name
-
-    def _timer(self, period_s: float, handle: Callable[[], None]) -> Any:
-        timer = self.create_timer(period_s, handle, clock=self._steady)
-        self._inputs.append(partial(self.destroy_timer, timer))
-        return timer
 
     def _on_poll(self) -> None:
         self._pipeline.poll()
@@ -285,11 +216,11 @@ class PerceptionNode(LifecycleNode):
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if request.data:
             response.success = self.start()
-        elif self._active:
+        elif self.active:
             response.success = self.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
         else:
             response.success = True
-        response.message = self.problem or ("active" if self._active else "inactive")
+        response.message = self.problem or ("active" if self.active else "inactive")
         return response
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -300,7 +231,7 @@ class PerceptionNode(LifecycleNode):
 
     def _on_doctor(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         lines = [self.problem] if self.problem else []
-        if not self._active:
+        if not self.active:
             lines.append("the node is not active: call ~/enable with data: true")
         else:
             account, facts = self._pipeline.ledger.account(), self._facts()
@@ -366,30 +297,7 @@ class PerceptionNode(LifecycleNode):
 
 def main(args: list[str] | None = None) -> int:
     """Runs the node until SIGINT or SIGTERM; 0, or 2 with the reason on stderr when it cannot work."""
-    # an event and no KeyboardInterrupt: that could strike between a sweep's reception and its place in a queue
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    # not rclpy's handlers: they invalidate the context under the sweep that is being published
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    node = None
-    try:
-        node = PerceptionNode()
-        if node.settings["autostart"] and not node.start():
-            print(f"perception: {node.problem}", file=sys.stderr)
-            return 2
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"perception: {error}", file=sys.stderr)
-        return 2
-    else:
-        _spin(node, stop)
-        return 0
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not meet the interpreter's own handlers
-            signal.signal(number, signal.SIG_IGN)
-        if node is not None:
-            node.shutdown()
-        rclpy.try_shutdown()
+    return run(PerceptionNode, "perception", args)
 
 
 def message_kinds() -> dict[str, type]:
@@ -398,20 +306,6 @@ def message_kinds() -> dict[str, type]:
     boxes = {topic: convert.message_class(name) for topic, name in vision.items()} if convert.ROS.has_vision else {}
     clouds = dict.fromkeys(("segmentation", "filtered", "features", "similarity"), PointCloud2)
     return {**clouds, **boxes, MARKERS: MarkerArray, "compressed": CompressedImage}
-
-
-def _spin(node: LifecycleNode, stop: threading.Event) -> None:
-    """Runs callbacks in this thread until `stop` is set or the context ends."""
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while not stop.is_set() and rclpy.ok():
-            executor.spin_once(timeout_sec=0.1)
-    except ExternalShutdownException:
-        pass
-    finally:
-        executor.remove_node(node)
-        executor.shutdown()
 
 
 if __name__ == "__main__":

@@ -18,18 +18,22 @@ try:
 except ModuleNotFoundError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
-SENSOR_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)  # hears best effort and reliable publishers
 RESULT_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)  # heard by RViz' default and by sensor QoS
 LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 
 
-def subscribe(node: Node, kind: type, topic: str, hear: Callable[[Any], None]) -> Subscription:
-    """Listens with sensor QoS, or what `qos_overrides` say; a publisher that does not fit is logged with the fix."""
+def sensor_qos(depth: int = 5) -> QoSProfile:
+    """Hears best effort and reliable publishers."""
+    return QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+def subscribe(node: Node, kind: type, topic: str, hear: Callable[[Any], None], qos: QoSProfile) -> Subscription:
+    """Listens with `qos`, or what `qos_overrides` say; a publisher that does not fit is logged with the fix."""
     events = SubscriptionEventCallbacks(incompatible_qos=partial(_on_incompatible, node, topic, "publisher"))
     options = QoSOverridingOptions(OVERRIDABLE)
-    qos = copy.copy(SENSOR_QOS)  # rclpy writes the overrides of this topic into it
-    return node.create_subscription(kind, topic, hear, qos, qos_overriding_options=options, event_callbacks=events)
+    own = copy.copy(qos)  # rclpy writes the overrides of this topic into it
+    return node.create_subscription(kind, topic, hear, own, qos_overriding_options=options, event_callbacks=events)
 
 
 def advertise(node: Node, kind: type, topic: str, qos: QoSProfile) -> Publisher:

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from lima_core.data.recordings import MANIFEST
-
 from lima_core.checkpoint import load_checkpoint
+from lima_core.data.recordings import MANIFEST
 from lima_core.files import write_whole
 from lima_core.paths import config_dir
 from lima_core.training.loop import STATE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -36,7 +37,7 @@ from lima_core.data.recording_format import (
 from lima_core.data.rig import Rig
 from lima_core.files import write_whole
 
-OURS = re.compile(r"\d{4}_\d+\.(bin|jpg|png)")  # names of files that a writer makes
+OURS = re.compile(r"\d{4,}_-?\d+\.(bin|jpg|png)")  # names of files that a writer makes
 REMEMBERED = 64  # pictures of a sequence that a further frame may share
 
 
@@ -94,13 +95,23 @@ class RecordingWriter:
         self._begin(rig)
         self._out = os.open(self.root / FRAMES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.frames = self.bytes = 0
-        self._sequence = -1
+        self._sequence, self._with_frames = -1, set[int]()
         self._done: deque[tuple[int, int]] = deque()
-        self._take_over(resume)
-        self._calibration = calibrations(self.root)
         self._written: deque[tuple[str, StoredFile]] = deque(maxlen=REMEMBERED)
+        try:
+            self._lock()
+            self._take_over(resume)
+            self._calibration = calibrations(self.root)
+        except BaseException:
+            os.close(self._out)
+            raise
         self._unsynced: list[Path] = []
         self._synced_s = time.monotonic()
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences have frames."""
+        return len(self._with_frames)
 
     def start_sequence(self) -> int:
         """The number of a new sequence, for `add`."""
@@ -122,13 +133,14 @@ class RecordingWriter:
             return False
         made: list[Path] = []
         try:
-            self._check_room()
+            self._check_room(_size(frame))
             line = sealed(self._stored(sequence, frame, made))
             if os.write(self._out, line) != len(line):
                 raise OSError("only a part of the line was written")
         except OSError as error:
             self._undo(made)
             raise FullError(f"{self.root}: frame at {frame.stamp_ns} ns not recorded: {error}") from error
+        self._with_frames.add(sequence)
         self.frames += 1
         self.bytes += len(line)
         self._end += len(line)
@@ -139,8 +151,10 @@ class RecordingWriter:
         return True
 
     def sync(self) -> None:
-        """Forces everything to the disk itself."""
-        for path in self._unsynced:
+        """Forces everything to the disk itself: files, and the folders that name them."""
+        folders = {path.parent for path in self._unsynced} | {self.root, self.root / "cam"}
+        whole = [self.root / name for name in (FACTS, RIG, CALIBRATION)]
+        for path in [*self._unsynced, *(p for p in (*whole, *sorted(folders)) if p.exists())]:
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
@@ -168,12 +182,24 @@ class RecordingWriter:
         rig.save(self.root / RIG)
         write_whole(self.root / FACTS, facts(__version__))
 
+    def _lock(self) -> None:
+        """Raises RecordingError where another process records here; the lock goes with the process, however it ends."""
+        try:
+            fcntl.flock(self._out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RecordingError(f"{self.root} is being recorded by another process; choose another folder") from error
+        except OSError:  # some network file systems have no locks
+            return
+
     def _take_over(self, resume: bool) -> None:
         """Counts what is there, and removes what a killed writer left of the frame that it was at."""
         named, end = set(), 0
         for _, last, frame in lines(self.root):
             self.frames, end = self.frames + 1, last + 1
+            self._with_frames.add(frame.sequence)
             named |= {stored.file for stored in _files(frame)}
+            # a frame to come may share these, and must never write to a file that a committed one names
+            self._written += [(camera.image.file, camera.image) for camera in frame.cameras.values()]
             if resume:
                 self._done.append((frame.sequence, frame.stamp_ns))
             else:
@@ -185,12 +211,15 @@ class RecordingWriter:
                 self.bytes += path.stat().st_size
             elif OURS.fullmatch(path.name):
                 path.unlink()
+        for part in self.root.glob(".*.part"):  # of write_whole
+            part.unlink()
 
-    def _check_room(self) -> None:
-        if self._quota and self.bytes >= self._quota:
+    def _check_room(self, size: int) -> None:
+        """Raises OSError where a frame of so many bytes is one too many."""
+        if self._quota and self.bytes + size > self._quota:
             raise OSError(f"the quota of {self._quota / 1e9:.3g} GB is used up; raise disk.quota_gb")
-        free = shutil.disk_usage(self.root).free if self._min_free else 0
-        if free < self._min_free:
+        free = shutil.disk_usage(self.root).free if self._min_free else size
+        if free - size < self._min_free:
             raise OSError(f"{free / 1e9:.3g} GB are free, disk.min_free_gb keeps {self._min_free / 1e9:.3g}")
 
     def _stored(self, sequence: int, frame: TakenFrame, made: list[Path]) -> FrameLine:
@@ -254,6 +283,12 @@ class RecordingWriter:
             self.bytes -= path.stat().st_size if path.exists() else 0
             path.unlink(missing_ok=True)
         os.ftruncate(self._out, self._end)
+
+
+def _size(frame: TakenFrame) -> int:
+    """Bytes of a frame's files; its line is 1 % of them at most."""
+    labels = 0 if frame.labels is None else frame.labels.size
+    return frame.table.size * 4 + labels + sum(len(picture.encoded) for picture in frame.pictures.values())
 
 
 def _files(frame: FrameLine) -> list[StoredFile]:

@@ -38,7 +38,7 @@ def record_bag(
     check_topics(bag, messages, rig, settings)
     sizes = {"quota_bytes": settings["disk.quota_gb"], "min_free_bytes": settings["disk.min_free_gb"]}
     writer = RecordingWriter(folder, rig, **{k: round(v * GIGABYTE) for k, v in sizes.items()}, resume=True)
-    recorder = Recorder(rig, settings, writer, warn, features)
+    recorder = Recorder(rig, settings, writer, warn, features, stop_when_full=True)
     try:
         hear = listeners(recorder, rig, use_tf(messages, rig, settings))
         for _, topic, raw in messages:
@@ -46,8 +46,9 @@ def record_bag(
                 kind = messages.types[topic]
                 hear[topic](typestore().deserialize_cdr(raw, kind) if kind == TRANSFORMS else LazyMessage(raw, kind))
             progress()
-    finally:
         recorder.close()
+    finally:
+        writer.close()  # and no more: what waits when it is interrupted has not got all that belongs to it
     return dict(recorder.counts)
 
 

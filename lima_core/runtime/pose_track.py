@@ -30,11 +30,10 @@ class PoseTrack:
         return self._stamps[-1] if self._stamps else None
 
     def add(self, stamp_ns: int, world_from_base: np.ndarray, frame_id: str) -> None:
-        """Takes a (4, 4) pose; one that comes late is put in its place, a second one of a stamp replaces the first."""
+        """Takes a (4, 4) pose; one that comes late is put in its place, a second one of a stamp is left out."""
         at = bisect_left(self._stamps, stamp_ns)
         if at < len(self._stamps) and self._stamps[at] == stamp_ns:
-            self._poses[at] = self._poses[at][0], np.asarray(world_from_base, np.float64)
-            return
+            return  # the first may have served already: which of the two a sweep gets must not depend on arrival
         if at == len(self._stamps) and self._jumped(stamp_ns, world_from_base, frame_id):
             self._generation += 1
         self._frame_id = frame_id

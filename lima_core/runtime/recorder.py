@@ -7,61 +7,40 @@ the recording that the bag itself gives.
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from operator import attrgetter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lima_core.data.recording_format import COLUMNS, XYZI, CalibrationEntry
 from lima_core.data.recording_writer import FullError, RecordingWriter, TakenFrame, TakenPicture
-from lima_core.data.rig import CameraMount, Rig, is_rectified
+from lima_core.data.rig import Rig, is_rectified
 from lima_core.data.ros_cloud import CloudError, CloudPoints, cloud_points, read_cloud
 from lima_core.data.ros_image import camera_from_info, encoded_picture
 from lima_core.runtime.messages import pose_from_odometry, stamp_ns
 from lima_core.runtime.parameters import Resolved
 from lima_core.runtime.pose_track import PoseTrack
+from lima_core.runtime.recorder_camera import CameraTrack, Timed
 from lima_core.runtime.tf_poses import TfChain
 from lima_core.runtime.triggers import Features, Triggers
 
 JUMP_NS = 1_000_000_000  # a stamp that is as far behind is of a new time, one that is less came late
-MAX_IMAGES, MAX_TRUTH = 600, 600
+MAX_TRUTH = 600
 REQUEST, SNAPSHOT = "request", "snapshot"
 RECORDED, NOT_CHOSEN = "recorded", "not_chosen"  # what becomes of a sweep; the others say what was wrong
 PAUSED, NO_POSE, BAD_CLOUD, LATE, FULL, THERE = "paused", "no_pose", "bad_cloud", "late", "full", "already_there"
 
 
 @dataclass(frozen=True)
-class Timed:
-    """A message by its stamp in ns."""
+class _Shot:
+    """An image of a sweep: its CameraInfo (None = none came), and (4, 4) world_from_base at its stamp."""
 
     stamp_ns: int
     message: Any
-
-
-@dataclass
-class _Camera:
-    """One camera: messages in order of their stamps."""
-
-    mount: CameraMount
-    images: list[Timed] = field(default_factory=list)
-    info: Any = None
-    newest_ns: int | None = None
-
-    def due_ns(self, sweep_ns: int) -> int:
-        return sweep_ns + round(self.mount.offset_ms * 1e6)
-
-    def settled(self, sweep_ns: int) -> bool:
-        """Whether no image can come any more that is nearer."""
-        return self.newest_ns is not None and self.newest_ns >= self.due_ns(sweep_ns) and self.info is not None
-
-    def nearest(self, sweep_ns: int, tolerance_ns: int) -> Timed | None:
-        due_ns = self.due_ns(sweep_ns)
-        best = min(self.images, key=lambda image: abs(image.stamp_ns - due_ns), default=None)
-        return best if best is not None and abs(best.stamp_ns - due_ns) <= tolerance_ns else None
+    info: Any
+    world_from_base: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -71,7 +50,7 @@ class _Candidate:
     sweep: Timed
     generation: int
     world_from_base: np.ndarray
-    images: dict[str, tuple[Timed, np.ndarray]]  # with world_from_base at the image's stamp
+    shots: dict[str, _Shot]
     truth: Any
 
 
@@ -79,7 +58,8 @@ class Recorder:
     """Takes messages, writes frames. One thread calls it.
 
     `counts` says what became of every sweep, and of images by camera and reason; `full` why the disk took no more, else
-    "". `warn` is told what is wrong with the input. Raises ValueError on parameters that contradict each other.
+    "" (`stop_when_full`: FullError is raised then, as a hole could not be recorded later by going on). `warn` is told
+    what is wrong with the input. Raises ValueError on parameters that contradict each other.
     """
 
     def __init__(
@@ -89,12 +69,14 @@ class Recorder:
         writer: RecordingWriter,
         warn: Callable[[str], None],
         features: Features | None = None,
+        stop_when_full: bool = False,
     ) -> None:
         self._rig, self._settings, self._writer, self._warn = rig, settings, writer, warn
+        self._stop_when_full = stop_when_full
         self._triggers = Triggers(settings, features)
         self._tolerance_ns = round(settings["tolerance_ms"] * 1e6)
         self._patience_ns = round(settings["patience_ms"] * 1e6)
-        self._cameras = {mount.name: _Camera(mount) for mount in rig.cameras}
+        self._cameras = {mount.name: CameraTrack(mount) for mount in rig.cameras}
         self._poses = PoseTrack(settings["pose_gap_ms"], settings["max_speed_m_s"])
         self._chain = TfChain(rig.base_frame)
         self._pending: deque[Timed] = deque()
@@ -104,6 +86,7 @@ class Recorder:
         self._decided_ns: int | None = None
         self._jumped: set[str] = set()  # streams that are in the new time already
         self._sequence: int | None = None
+        self._begun = False  # whether the sequence has a frame
         self._generation = -1
         self._asked = self._paused = False
         self.counts: Counter[str] = Counter()
@@ -127,15 +110,19 @@ class Recorder:
         """An Image or CompressedImage of a camera of the rig."""
         state, at_ns = self._cameras[camera], stamp_ns(msg.header.stamp)
         if self._is_back(camera, at_ns, state.newest_ns):
-            state.images, state.newest_ns = [], None
-        insort(state.images, Timed(at_ns, msg), key=attrgetter("stamp_ns"))
-        del state.images[:-MAX_IMAGES]
-        state.newest_ns = state.images[-1].stamp_ns
+            state.forget_images()
+        # a silent LiDAR must not fill the memory: what is this old could only belong to a sweep that waits
+        oldest_ns = max(at_ns, state.newest_ns or at_ns) - self._patience_ns - JUMP_NS
+        waiting_ns = state.due_ns(self._pending[0].stamp_ns) - self._tolerance_ns if self._pending else oldest_ns
+        state.add_image(at_ns, msg, min(oldest_ns, waiting_ns))
         self._advance()
 
     def on_info(self, camera: str, msg: Any) -> None:
         """A CameraInfo of a camera of the rig."""
-        self._cameras[camera].info = msg
+        state, at_ns = self._cameras[camera], stamp_ns(msg.header.stamp)
+        if self._is_back(f"{camera}.info", at_ns, state.newest_info_ns):
+            state.forget_infos()
+        state.add_info(at_ns, msg)
         self._advance()
 
     def on_odometry(self, msg: Any) -> None:
@@ -157,7 +144,10 @@ class Recorder:
 
     def on_truth(self, msg: Any) -> None:
         """A PointCloud2 of /gt/segmentation, with the stamp of its sweep."""
-        self._truth[stamp_ns(msg.header.stamp)] = msg
+        at_ns = stamp_ns(msg.header.stamp)
+        if self._is_back("truth", at_ns, max(self._truth, default=None)):
+            self._truth.clear()
+        self._truth[at_ns] = msg
         while len(self._truth) > MAX_TRUTH:
             del self._truth[next(iter(self._truth))]
 
@@ -184,6 +174,11 @@ class Recorder:
         """The next recorded sweep begins a new sequence."""
         self._end_sequence()
 
+    def lost(self) -> None:
+        """Messages are missing here: what has come is decided, and what comes is a new sequence."""
+        self._flush()
+        self._end_sequence()
+
     def snapshot(self) -> int:
         """Writes every sweep of the last `snapshot_s` seconds as a sequence of its own; returns how many."""
         recent, sequence, written = list(self._recent), None, 0
@@ -199,7 +194,8 @@ class Recorder:
         """Forgets what waits, all images and poses; a new sequence begins."""
         self._jump()
         for camera in self._cameras.values():
-            camera.images, camera.newest_ns = [], None
+            camera.forget_images()
+            camera.forget_infos()
         self._poses.start_over()
         self._newest_ns = None
 
@@ -229,11 +225,14 @@ class Recorder:
         self._flush()
         for name, camera in self._cameras.items():
             if name not in self._jumped:
-                camera.images, camera.newest_ns = [], None
+                camera.forget_images()
+            if f"{name}.info" not in self._jumped:
+                camera.forget_infos()
         if "poses" not in self._jumped:
             self._poses.start_over()
+        if "truth" not in self._jumped:
+            self._truth.clear()
         self._jumped.clear()
-        self._truth.clear()
         self._recent.clear()
         self._decided_ns = None
         self._end_sequence()
@@ -274,26 +273,26 @@ class Recorder:
             end = NO_POSE
         else:
             self._generation = found[0]
-            images = self._images(sweep.stamp_ns, found[0])
-            candidate = _Candidate(sweep, *found, images, self._truth.pop(sweep.stamp_ns, None))
+            shots = self._shots(sweep.stamp_ns, found[0])
+            candidate = _Candidate(sweep, *found, shots, self._truth.get(sweep.stamp_ns))
             self._remember(candidate)
             end = PAUSED if self._paused else self._judge(candidate)
         self.counts[end] += 1
         for camera in self._cameras.values():
-            keep_ns = camera.due_ns(sweep.stamp_ns) - self._tolerance_ns
-            camera.images = [image for image in camera.images if image.stamp_ns >= keep_ns]
+            camera.decided(sweep.stamp_ns, self._tolerance_ns)
+        self._truth = {at_ns: truth for at_ns, truth in self._truth.items() if at_ns > sweep.stamp_ns}
 
-    def _images(self, sweep_ns: int, generation: int) -> dict[str, tuple[Timed, np.ndarray]]:
+    def _shots(self, sweep_ns: int, generation: int) -> dict[str, _Shot]:
         """The images of a sweep with the vehicle's poses at their stamps; what is missing is counted."""
-        images = {}
+        shots = {}
         for name, camera in self._cameras.items():
             image = camera.nearest(sweep_ns, self._tolerance_ns)
             found = None if image is None else self._poses.at(image.stamp_ns)
             if found is not None and found[0] == generation:
-                images[name] = (image, found[1])
+                shots[name] = _Shot(image.stamp_ns, image.message, camera.info(image.stamp_ns), found[1])
             else:
                 self.counts[f"{name}.no_image" if image is None else f"{name}.no_pose"] += 1
-        return images
+        return shots
 
     def _remember(self, candidate: _Candidate) -> None:
         kept_ns = round(self._settings["snapshot_s"] * 1e9)
@@ -315,10 +314,13 @@ class Recorder:
             if reason is None:
                 return NOT_CHOSEN
             if self._sequence is None:
-                self._sequence = self._writer.start_sequence()
+                self._sequence, self._begun = self._writer.start_sequence(), False
             end = self._write(self._sequence, reason, candidate)
             if end in (RECORDED, THERE):
                 self._triggers.taken(at_ns, position, points)
+                self._begun = True
+            elif end == FULL and self._begun:  # else the number is still free
+                self._end_sequence()
         except CloudError as error:
             self._warn(f"cloud left out: {error}")
             return BAD_CLOUD
@@ -333,7 +335,7 @@ class Recorder:
         """Commits a frame; says how that ended."""
         try:
             cloud = self._cloud(candidate.sweep.message)
-            taken = {name: self._picture(name, *image) for name, image in candidate.images.items()}
+            taken = {name: self._picture(name, shot) for name, shot in candidate.shots.items()}
             pictures = {name: picture for name, picture in taken.items() if picture is not None}
             columns = (*XYZI, *(name for name in COLUMNS[4:] if name in cloud.extra))
             frame = TakenFrame(
@@ -350,38 +352,51 @@ class Recorder:
             self._warn(f"cloud left out: {error}")
             return BAD_CLOUD
         except FullError as error:
+            if self._stop_when_full:
+                raise
             if not self.full:
                 self._warn(f"recording stopped: {error}")
             self.full = str(error)
-            self._end_sequence()
             return FULL
         self.full = ""
         return RECORDED if new else THERE
 
-    def _picture(self, name: str, image: Timed, world_from_base: np.ndarray) -> TakenPicture | None:
+    def _picture(self, name: str, shot: _Shot) -> TakenPicture | None:
         """A picture for a frame; None, counted, where it has no calibration or is broken."""
-        mount, info = self._cameras[name].mount, self._cameras[name].info
-        if info is None:
+        topic = self._cameras[name].mount.image_topic
+        if shot.info is None:
             self.counts[f"{name}.no_camera_info"] += 1
             return None
         try:
-            K, distortion, size = camera_from_info(info, is_rectified(mount.image_topic))
-            encoded = encoded_picture(image.message, mount.image_topic, size, self._settings["jpeg_quality"])
+            K, distortion, size = camera_from_info(shot.info, is_rectified(topic))
+            encoded = encoded_picture(shot.message, topic, size, self._settings["jpeg_quality"])
         except ValueError as error:
             self.counts[f"{name}.broken"] += 1
             self._warn(f"picture of {name} left out: {error}")
             return None
-        return TakenPicture(image.stamp_ns, encoded, CalibrationEntry.of(K, distortion, size), world_from_base)
+        return TakenPicture(shot.stamp_ns, encoded, CalibrationEntry.of(K, distortion, size), shot.world_from_base)
 
     def _labels(self, truth: Any, points: int) -> np.ndarray | None:
+        """(N,) uint8; None, counted, where /gt/segmentation has not one label for each point."""
         if truth is None:
             return None
-        labels = read_cloud(truth).get("label")
-        if labels is None or len(labels) != points:
+        try:
+            labels = read_cloud(truth).get("label")
+        except CloudError as error:
+            labels, why = None, str(error)
+        else:
+            why = "/gt/segmentation has no field label of 0 .. 255, or not one for each point"
+        if labels is None or labels.shape != (points,) or not _is_uint8(labels):
             self.counts["truth.broken"] += 1
-            self._warn("labels left out: /gt/segmentation has no field label, or not one for each point")
+            self._warn(f"labels left out: {why}")
             return None
         return labels.astype(np.uint8)
+
+
+def _is_uint8(labels: np.ndarray) -> bool:
+    """Whether (N,) numbers are whole and in 0 .. 255."""
+    with np.errstate(invalid="ignore"):
+        return bool((labels.astype(np.uint8) == labels).all())
 
 
 def _table(cloud: CloudPoints, columns: tuple[str, ...]) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lima_core.paths import STREET_CHECKPOINT
 from lima_core.runtime.parameters import Resolved
 from lima_core.runtime.recorder_parameters import ALL, DISTANCE, NOVELTY, TIME, chosen_triggers
 
@@ -95,3 +96,12 @@ class Triggers:
     def _look(self, points: Callable[[], np.ndarray]) -> str | None:
         distance, self._features = self._novelty.look(points())
         return NOVELTY if distance >= self._settings["trigger.novelty"] else None
+
+
+def features_of(settings: Resolved) -> Features | None:
+    """The features that the trigger novelty compares; None without it, and then no network is loaded."""
+    if NOVELTY not in chosen_triggers(settings):
+        return None
+    from lima_core.predictor import Predictor
+
+    return Predictor(settings["checkpoint"] or STREET_CHECKPOINT, "cpu").features

@@ -30,11 +30,10 @@ from lima_core.data.bag import BagError, BagMessages
 from lima_core.data.recording import Recording
 from lima_core.data.recordings import Entry, append_entries, read_manifest, sequence_counts
 from lima_core.data.rig import Rig
-from lima_core.paths import STREET_CHECKPOINT
 from lima_core.runtime.offline_recording import record_bag
 from lima_core.runtime.parameters import Resolved
-from lima_core.runtime.recorder_parameters import NOVELTY, RECORDING, chosen_triggers
-from lima_core.runtime.triggers import Features
+from lima_core.runtime.recorder_parameters import RECORDING, chosen_triggers
+from lima_core.runtime.triggers import features_of
 from lima_core.tools.settings import given_settings
 
 METADATA = "metadata.yaml"
@@ -134,15 +133,6 @@ def record(
         return Outcome(job, entry, "", tuple(warnings))
     except (ValueError, OSError) as error:
         return Outcome(job, None, f"{job.bag}: {error}", tuple(warnings))
-
-
-def features_of(settings: Resolved) -> Features | None:
-    """The features that the trigger novelty compares; None without it, and then no network is loaded."""
-    if NOVELTY not in chosen_triggers(settings):
-        return None
-    from lima_core.predictor import Predictor
-
-    return Predictor(settings["checkpoint"] or STREET_CHECKPOINT, "cpu").features
 
 
 def _collect(outcomes: Iterator[Outcome], out: Path, total: int) -> int:

@@ -123,6 +123,19 @@ def test_every_given_parameter_is_one_the_nodes_have(tmp_path: Path) -> None:
     assert {"/LIDAR_TOP", "/odom", "/CAM_FRONT/camera_info", "/gt/segmentation"} < set(waits)
 
 
+def test_recorder_graph_and_its_file_have_every_parameter(tmp_path: Path) -> None:
+    from lima_core.runtime.parameters import resolve
+    from lima_core.tools.settings import given_settings
+    from lima_ros.recorder_node import PARAMETERS
+
+    (spec,) = bringup.recorder_graph("nuscenes", str(tmp_path / "drive"), triggers="all", snapshot_s=5.0)
+    file, values = spec.parameters
+    assert resolve(values, PARAMETERS).foreign == () and values["triggers"] == "all"
+    shipped = given_settings(PARAMETERS, Path(file), [])
+    assert shipped.given == {parameter.name for parameter in PARAMETERS}
+    assert shipped.values == {parameter.name: parameter.default for parameter in PARAMETERS}
+
+
 def test_replay_graph_takes_the_rig_of_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     perception, player = bringup.replay_graph("street:3", rate=0.5, namespace="car", log_level="debug")

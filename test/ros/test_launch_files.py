@@ -14,6 +14,7 @@ from lima_ros import bringup
 
 FOLDER = Path(__file__).resolve().parents[2] / "launch"
 GRAPHS = {"perception": bringup.launch_graph, "replay": bringup.replay_graph}
+EVERY = {**GRAPHS, "record": bringup.recorder_graph}
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,13 @@ def test_defaults_are_those_of_the_graph() -> None:
     assert declared == {name: defaults[name] for name in declared}
 
 
+def test_record_declares_what_its_graph_takes() -> None:
+    declared, taken = arguments("record"), inspect.signature(bringup.recorder_graph).parameters
+    assert set(declared) == {name for name in taken if name != "parameters"}
+    assert bringup.typed(declared) == {name: taken[name].default for name in declared}
+    assert bringup.recorder_graph()[0].executable == "recorder_node"
+
+
 def load(name: str) -> ModuleType:
     pytest.importorskip(
         "launch_ros", reason="launch and launch_ros are on no package index: needs a ROS 2 installation"
@@ -73,7 +81,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", EVERY)
 def test_launch_starts_the_same_nodes(name: str) -> None:
     module = load(name)
     from launch import LaunchContext
@@ -81,5 +89,5 @@ def test_launch_starts_the_same_nodes(name: str) -> None:
     description, context = module.generate_launch_description(), LaunchContext()
     nodes = [node for entity in description.entities for node in entity.visit(context) or []]
     declared = arguments(name)
-    specs = GRAPHS[name](**bringup.typed(declared))
+    specs = EVERY[name](**bringup.typed(declared))
     assert [(n.node_package, n.node_executable) for n in nodes] == [(s.package, s.executable) for s in specs]
