@@ -1,10 +1,10 @@
-# make demo | make test | make lint | make bench; everything is installed into .venv first.
+# make demo | make tutorial | make test | make lint | make bench; everything is installed into .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.lima-installed
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo tutorial test lint bench install clean
 
 install: $(INSTALLED)
 
@@ -18,6 +18,10 @@ $(INSTALLED): setup.py setup.cfg constraints.txt
 demo: install
 	$(RUN) -m lima_ros.demo --out runs/demo $(if $(DATA),--source $(DATA))
 
+# TEACHER=<file> are the weights of DINOv2 ViT-S; without it they are downloaded; TEACHER=random needs nothing
+tutorial: install
+	$(RUN) -m lima_ros.tutorial --out runs/tutorial $(if $(TEACHER),--teacher $(TEACHER))
+
 test: install
 	$(RUN) -m pytest
 
@@ -29,6 +33,7 @@ lint: install
 bench: install
 	$(RUN) -m bench.street
 	$(RUN) -m bench.segmentation
+	$(RUN) -m bench.recording
 
 clean:
 	rm -rf build install log runs *.egg-info

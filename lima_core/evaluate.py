@@ -36,11 +36,11 @@ from lima_core.evaluate_boxes import BoxEvaluation, evaluate_boxes, write_report
 from lima_core.files import write_whole
 from lima_core.metrics.calibration import Calibration
 from lima_core.metrics.plain import latency_summary, number
-from lima_core.metrics.segmentation import EDGES_M, ConfusionMatrix, DistanceBins
+from lima_core.metrics.segmentation import EDGES_M, ConfusionMatrix, DistanceBins, range_names
 from lima_core.paths import STREET_CHECKPOINT
 from lima_core.predictor import Predictor
 from lima_core.training.run_folder import revision, versions
-from lima_core.viz.evaluation import Evaluation, range_names, write_page
+from lima_core.viz.evaluation import Evaluation, write_page
 
 
 @dataclass(frozen=True)

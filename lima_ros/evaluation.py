@@ -1,11 +1,10 @@
-"""Judges what the perception node publishes: mIoU, latency, and what the report needs; no rclpy."""
+"""Judges what the perception node publishes: mIoU, mAP, latency, and what the report needs; no rclpy."""
 
 from __future__ import annotations
 
 import io
 import json
-import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from lima_core.data.frame import Boxes, Detections
+from lima_core.data.ros_boxes import marker_boxes
 from lima_core.data.ros_cloud import CloudError, read_cloud
 from lima_core.files import write_whole
-from lima_core.metrics.segmentation import ConfusionMatrix
+from lima_core.metrics.live import LiveBoxes
+from lima_core.metrics.plain import number
+from lima_core.metrics.segmentation import DistanceBins
 from lima_core.runtime.health import statistics
 from lima_core.runtime.parameters import Parameter
+from lima_ros.evaluation_table import Column, ap_column, iou_column, values
 
 PARAMETERS = (
     Parameter("out", "", "Folder for evaluation.json, frames/*.npz and overlays/<camera>/*.jpg"),
@@ -27,9 +31,11 @@ PARAMETERS = (
     Parameter("frames", 0, "How many sweeps will be sent; 0 = unknown, ends by idle_timeout_s", 0, 1e9),
     Parameter("idle_timeout_s", 10.0, "Silence after which the evaluation is complete", 0.1, 1e6),
     Parameter("start_timeout_s", 300.0, "How long to wait for the first message", 0.1, 1e9),
+    Parameter("print_period_s", 5.0, "Seconds between two tables in the terminal and on the topics", 0.5, 1e6),
     Parameter("keep_every", 1, "Keep every n-th frame's points and overlays for the report; 0 = none", 0, 1e9),
 )
 MAX_WAITING = 100
+ORIGIN = np.zeros(2)
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,25 @@ class Segmented:
 class Evaluation:
     """Collects output and ground truth by stamp. Stamps may come again (loops): each pair counts."""
 
-    def __init__(self, class_names: Sequence[str], out: Path, keep_every: int = 1) -> None:
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        out: Path,
+        keep_every: int = 1,
+        box_names: Sequence[str] = (),
+        ego_xy: np.ndarray = ORIGIN,
+    ) -> None:
+        """`box_names` the classes of boxes; the vehicle stands at `ego_xy` (2,) m in the LiDAR frame."""
         self.class_names, self.out, self.keep_every = tuple(class_names), out, keep_every
+        self.box_names, self._ego_xy = tuple(box_names), ego_xy
+        self.boxes_matched = 0
+        self.problems: Counter[str] = Counter()  # what came and could not be judged, by kind
         self.received = self.matched = self.mismatched = 0
         self.ledger: dict[str, Any] = {}
-        self._confusion = ConfusionMatrix(len(self.class_names))
+        self._distances = DistanceBins(len(self.class_names))
+        self._boxes = LiveBoxes(self.box_names) if box_names else None
+        self._found: dict[int, Detections] = {}
+        self._true: dict[int, Boxes] = {}
         self._segmented: dict[int, Segmented] = {}
         self._truth: dict[int, np.ndarray] = {}
         self._kept: list[int] = []
@@ -70,6 +90,16 @@ class Evaluation:
         """A ground truth cloud. Raises CloudError when it has no label."""
         self._truth[stamp_ns] = _columns(cloud, ("label",))["label"].copy()
         self._match(stamp_ns)
+
+    def add_boxes(self, stamp_ns: int, markers: Any) -> None:
+        """The node's ~/output/markers. Raises ValueError where they are not as the node sends them."""
+        self._found[stamp_ns] = marker_boxes(markers, self.box_names)
+        self._match_boxes(stamp_ns)
+
+    def add_true_boxes(self, stamp_ns: int, boxes: Boxes) -> None:
+        """Ground truth: what ros_boxes reads of /gt/markers or /gt/detections."""
+        self._true[stamp_ns] = boxes
+        self._match_boxes(stamp_ns)
 
     def add_overlay(self, camera: str, stamp_ns: int, jpeg: bytes, index: int) -> None:
         """The `index`-th overlay of a camera, JPEG bytes."""
@@ -98,23 +128,35 @@ class Evaluation:
         """One line for the terminal."""
         latency = statistics(self._milliseconds.get("total", []))
         took = f", {latency['p50']:.0f} ms (p95 {latency['p95']:.0f})" if latency else ""
-        miou = f", mIoU {100 * self._confusion.miou():.1f} %" if self.matched else ""
-        return f"{self.received} frames segmented, {self.matched} compared{miou}{took}"
+        miou = f", mIoU {100 * self._distances.total().miou():.1f} %" if self.matched else ""
+        boxes = f", {self.boxes_matched} frames of boxes compared" if self.boxes_matched else ""
+        return f"{self.received} frames segmented, {self.matched} compared{miou}{boxes}{took}"
+
+    def columns(self) -> list[Column]:
+        """IoU and AP by class and distance, of what could be compared so far."""
+        found = [iou_column(self.class_names, self._distances.matrices)] if self.matched else []
+        if self.boxes_matched:
+            found.append(ap_column(self._boxes.overall.result(), self._boxes.by_distance()))
+        return found
 
     def result(self) -> dict[str, Any]:
         """Everything that goes into evaluation.json."""
-        iou = dict(zip(self.class_names, map(_number, self._confusion.iou()), strict=True))
+        confusion = self._distances.total()
+        iou = dict(zip(self.class_names, map(number, confusion.iou()), strict=True))
         return {
             "frames_received": self.received,
             "frames_compared": self.matched,
             "frames_of_other_size": self.mismatched,
-            "miou": _number(self._confusion.miou()) if self.matched else None,
+            "miou": number(confusion.miou()) if self.matched else None,
             "iou": iou,
+            "frames_of_boxes_compared": self.boxes_matched,
+            "scores": {column.measure: values(column) for column in self.columns()},
+            "problems": dict(self.problems),
             "latency_ms": {name: {**statistics(v), "series": v} for name, v in self._milliseconds.items()},
             "ledger": self.ledger,
             "frames_kept": self._kept,
             "received_monotonic_ns": self._received_at_ns,
-            "confusion": self._confusion.matrix.tolist(),
+            "confusion": confusion.matrix.tolist(),
         }
 
     def write(self) -> None:
@@ -131,7 +173,7 @@ class Evaluation:
         if stamp_ns in self._segmented and stamp_ns in self._truth:
             segmented, truth = self._segmented.pop(stamp_ns), self._truth.pop(stamp_ns)
             if len(truth) == len(segmented.label):
-                self._confusion.update(truth, segmented.label)
+                self._distances.update(segmented.points, truth, segmented.label)
                 self.matched += 1
             else:
                 self.mismatched += 1
@@ -141,6 +183,15 @@ class Evaluation:
             self._keep(oldest, self._segmented.pop(oldest), None)
         if len(self._truth) > MAX_WAITING:
             del self._truth[next(iter(self._truth))]
+
+    def _match_boxes(self, stamp_ns: int) -> None:
+        """Compares boxes and truth of a stamp once both are there; the oldest without a partner are forgotten."""
+        if stamp_ns in self._found and stamp_ns in self._true:
+            self._boxes.update(self._true.pop(stamp_ns), self._found.pop(stamp_ns), self._ego_xy)
+            self.boxes_matched += 1
+        for waiting in (self._found, self._true):
+            if len(waiting) > MAX_WAITING:
+                del waiting[next(iter(waiting))]
 
     def _keep(self, stamp_ns: int, segmented: Segmented, truth: np.ndarray | None) -> None:
         if stamp_ns not in self._kept:
@@ -169,8 +220,3 @@ def _columns(cloud: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
     if missing:
         raise CloudError(f"cloud has no field {', '.join(missing)}; its fields are {list(columns)}")
     return columns
-
-
-def _number(value: float) -> float | None:
-    """A float for JSON, which has no nan."""
-    return None if math.isnan(value) else float(value)

@@ -1,4 +1,9 @@
-"""Compares the perception node's output with /gt/segmentation while it runs, and writes evaluation.json.
+"""Compares the perception node's output with ground truth while it runs, and writes evaluation.json.
+
+Labels with /gt/segmentation, boxes (~/output/markers, which every node sends) with /gt/markers, or with /gt/detections
+where vision_msgs is installed. Every few seconds a table by class and distance goes to the terminal, and to topics of
+plain numbers, which rqt_plot and Foxglove draw as they are: ~/miou and ~/map, ~/iou/<class> and ~/ap/<class> (Float64),
+and with distances in ~/table (DiagnosticArray).
 
 `python -m lima_ros.evaluator_node --ros-args -p out:=runs/eval`; parameters: PARAMETERS in lima_ros/evaluation.py.
 Ends by itself when all expected sweeps are accounted for, or after silence. Ground truth is subscribed to last,
@@ -10,24 +15,32 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, PointCloud2
 from std_msgs.msg import Float64
+from visualization_msgs.msg import MarkerArray
 
-from lima_core.data.bag import TRUTH_TOPIC
+from lima_core.data.bag import BOXES_TOPIC, DETECTIONS_TOPIC, TRUTH_TOPIC
 from lima_core.data.classes import load_taxonomy
 from lima_core.data.rig import Rig
-from lima_core.data.ros_cloud import CloudError
+from lima_core.data.ros_boxes import detection_boxes, marker_boxes
+from lima_core.geometry import se3
+from lima_core.runtime.health import OK, Status
 from lima_core.runtime.messages import stamp_ns
 from lima_core.runtime.parameters import resolve
 from lima_ros import evaluation
+from lima_ros.convert import ROS, diagnostics_message, message_class
+from lima_ros.evaluation_table import Column, lines, values
 from lima_ros.signals import interrupt_once
 
 SETTLE_S = 1.0  # overlays come after the cloud
@@ -47,14 +60,20 @@ class EvaluatorNode(Node):
             self.get_logger().info(line)
         if not settings["out"]:
             raise ValueError("parameter out: name the folder for evaluation.json")
-        names = load_taxonomy(settings["dataset"]).names
-        self.evaluation = evaluation.Evaluation(names, Path(settings["out"]), settings["keep_every"])
+        taxonomy = load_taxonomy(settings["dataset"])
+        rig = Rig.load(settings["rig"]) if settings["rig"] else None
+        ego_xy = evaluation.ORIGIN if rig is None else se3.inverse(rig.base_from_lidar)[:2, 3]
+        self.evaluation = evaluation.Evaluation(
+            taxonomy.names, Path(settings["out"]), settings["keep_every"], taxonomy.detection_names, ego_xy
+        )
         self._overlays: Counter[str] = Counter()
         self._last_s: float | None = None
         self._output = self.resolve_topic_name(f"{settings['perception']}/output/segmentation")
-        self._listen(settings["perception"])
+        self._listen(settings["perception"], rig)
         self._truth = None
-        self.create_timer(1.0, self._print)
+        self._numbers: dict[str, Publisher] = {}
+        self._table = self.create_publisher(DiagnosticArray, "~/table", 10)
+        self.create_timer(settings["print_period_s"], self._print)
 
     def run(self) -> None:
         """Spins until complete or silent. Raises TimeoutError when nothing ever comes."""
@@ -65,15 +84,23 @@ class EvaluatorNode(Node):
         while not self._finished(begin_s):
             executor.spin_once(timeout_sec=0.1)
             if self._truth is None and self.count_publishers(self._output) > 0:
-                self._truth = self.create_subscription(PointCloud2, TRUTH_TOPIC, self._on_truth, BEST_EFFORT)
+                self._listen_to_truth()
 
-    def _listen(self, node: str) -> None:
+    def _listen_to_truth(self) -> None:
+        self.create_subscription(MarkerArray, BOXES_TOPIC, self._on_true_markers, BEST_EFFORT)
+        if ROS.has_vision:
+            kind = message_class("vision_msgs/msg/Detection3DArray")
+            self.create_subscription(kind, DETECTIONS_TOPIC, self._on_true_detections, BEST_EFFORT)
+        self._truth = self.create_subscription(PointCloud2, TRUTH_TOPIC, self._on_truth, BEST_EFFORT)
+
+    def _listen(self, node: str, rig: Rig | None) -> None:
+        self.create_subscription(MarkerArray, f"{node}/output/markers", self._on_markers, QUEUE)
         self.create_subscription(PointCloud2, self._output, self._on_segmentation, QUEUE)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, QUEUE)
         for stage in STAGES:
             self._on_each(Float64, f"{node}/debug/{stage}_ms", self._on_milliseconds, stage)
-        if self._settings["rig"]:
-            for mount in Rig.load(self._settings["rig"]).cameras:
+        if rig is not None:
+            for mount in rig.cameras:
                 topic = f"{node}/output/{mount.name}/overlay/compressed"
                 self._on_each(CompressedImage, topic, self._on_overlay, mount.name)
 
@@ -103,8 +130,28 @@ class EvaluatorNode(Node):
         """A malformed cloud is reported and left out: it must not end the evaluation."""
         try:
             add(*arguments)
-        except CloudError as error:
+        except ValueError as error:
+            self.evaluation.problems[add.__name__] += 1
             self.get_logger().error(str(error), throttle_duration_sec=1.0)
+
+    def _on_markers(self, message: MarkerArray) -> None:
+        self._last_s = time.monotonic()
+        if message.markers:  # the first stands for all
+            self._guarded(self.evaluation.add_boxes, stamp_ns(message.markers[0].header.stamp), message)
+
+    def _on_true_markers(self, message: MarkerArray) -> None:
+        self._last_s = time.monotonic()
+        if message.markers:
+            self._guarded(self._add_truth, stamp_ns(message.markers[0].header.stamp), message, marker_boxes)
+
+    def _on_true_detections(self, message: Any) -> None:
+        self._last_s = time.monotonic()
+        if self.count_publishers(BOXES_TOPIC) == 0:  # the markers have velocities too
+            self._guarded(self._add_truth, stamp_ns(message.header.stamp), message, detection_boxes)
+
+    def _add_truth(self, at_ns: int, message: Any, read: Callable[[Any, tuple[str, ...]], Any]) -> None:
+        found = read(message, self.evaluation.box_names)
+        self.evaluation.add_true_boxes(at_ns, getattr(found, "boxes", found))
 
     def _on_overlay(self, camera: str, message: CompressedImage) -> None:
         self._last_s = time.monotonic()
@@ -123,7 +170,23 @@ class EvaluatorNode(Node):
 
     def _print(self) -> None:
         if self._last_s is not None:
-            self.get_logger().info(self.evaluation.line())
+            columns = self.evaluation.columns()
+            self.get_logger().info("\n".join([self.evaluation.line(), *lines(columns)]))
+            for column in columns:
+                self._publish(column)
+
+    def _publish(self, column: Column) -> None:
+        """Numbers for plots, and the table."""
+        known, measure = values(column), column.measure.lower()
+        for name in ("mean", *column.names):
+            if name in known:
+                topic = f"~/m{measure}" if name == "mean" else f"~/{measure}/{name}"
+                if topic not in self._numbers:
+                    self._numbers[topic] = self.create_publisher(Float64, topic, 10)
+                self._numbers[topic].publish(Float64(data=known[name]))
+        status = Status(OK, self.evaluation.line(), tuple((name, f"{value:.4f}") for name, value in known.items()))
+        now_ns = self.get_clock().now().nanoseconds
+        self._table.publish(diagnostics_message(status, f"{self.get_name()}: {column.measure}", "", now_ns))
 
 
 def main() -> int:

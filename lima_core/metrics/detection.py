@@ -6,6 +6,7 @@ annotated in nuScenes only and are no class of ours; there the official number i
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -78,16 +79,15 @@ class DetectionResult:
 
 
 class DetectionMetric:
-    """Collects frames and scores them. Raises ValueError on a class that nuScenes gives no range."""
+    """Collects frames and scores them; with `keep` the last so many. Raises ValueError on a class without a range."""
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    def __init__(self, class_names: Sequence[str], keep: int | None = None) -> None:
         unknown = [name for name in class_names if name not in RANGE_M]
         if unknown:
             raise ValueError(f"{unknown[0]!r} is no class of nuScenes' detection task; it has {', '.join(RANGE_M)}")
         self.class_names = tuple(class_names)
         self._range_m = np.array([RANGE_M[name] for name in self.class_names])
-        self._matches: list[list[Matches]] = [[] for _ in self.class_names]
-        self._truths = np.zeros(len(self.class_names), np.int64)
+        self._frames: deque[tuple[dict[int, Matches], np.ndarray]] = deque(maxlen=keep)  # by class, and (C,) truths
         self._attributes = False
 
     def update(self, truth: Boxes, found: Detections, ego_xy: np.ndarray) -> None:
@@ -107,28 +107,30 @@ class DetectionMetric:
             truth = truth.take(truth.points > 0)
         inside = self._within(boxes, ego_xy)
         boxes, score, truth = boxes.take(inside), found.score[inside], truth.take(self._within(truth, ego_xy))
-        for class_id, name in enumerate(self.class_names):
+        matches: dict[int, Matches] = {}
+        for class_id in np.unique(boxes.class_id).tolist():
             rows, of_truth = boxes.class_id == class_id, truth.class_id == class_id
-            self._truths[class_id] += np.count_nonzero(of_truth)
-            if rows.any():
-                period = np.pi if name == "barrier" else 2 * np.pi  # a barrier has no front
-                self._matches[class_id].append(match_frame(truth.take(of_truth), boxes.take(rows), score[rows], period))
+            period = np.pi if self.class_names[class_id] == "barrier" else 2 * np.pi  # a barrier has no front
+            matches[class_id] = match_frame(truth.take(of_truth), boxes.take(rows), score[rows], period)
+        self._frames.append((matches, np.bincount(truth.class_id, minlength=len(self.class_names))))
 
     def result(self) -> DetectionResult:
         """The scores of all frames so far."""
         classes = len(self.class_names)
         aps, tp = np.zeros((classes, len(DISTANCES_M))), np.ones((classes, len(ERRORS)))
         precision, found = np.zeros((classes, len(DISTANCES_M), len(RECALLS))), np.zeros(classes, np.int64)
+        truths = sum((truth for _, truth in self._frames), np.zeros(classes, np.int64))
         for class_id, name in enumerate(self.class_names):
-            ranked = Matches.joined(self._matches[class_id]).ranked()
+            parts = [matches[class_id] for matches, _ in self._frames if class_id in matches]
+            ranked = Matches.joined(parts).ranked()
             found[class_id] = len(ranked.score)
             for distance in range(len(DISTANCES_M)):
-                precision[class_id, distance], score = curves(ranked, int(self._truths[class_id]), distance)
+                precision[class_id, distance], score = curves(ranked, int(truths[class_id]), distance)
                 aps[class_id, distance] = average_precision(precision[class_id, distance])
                 if distance == ERRORS_AT:
                     tp[class_id] = mean_errors(ranked, score)
             tp[class_id, [ERRORS.index(error) for error in EXCLUDED.get(name, ())]] = np.nan
-        return DetectionResult(self.class_names, aps, tp, precision, self._truths.copy(), found, self._attributes)
+        return DetectionResult(self.class_names, aps, tp, precision, truths, found, self._attributes)
 
     def _within(self, boxes: Boxes, ego_xy: np.ndarray) -> np.ndarray:
         """(B,) bool: nearer to the vehicle than the range of the class."""

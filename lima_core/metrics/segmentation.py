@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from lima_core.data.frame import IGNORE
@@ -89,6 +91,11 @@ class DistanceBins:
     def total(self) -> ConfusionMatrix:
         """All distances together."""
         return sum(self.matrices[1:], self.matrices[0])
+
+
+def range_names() -> list[str]:
+    """The ranges of distance in words, m."""
+    return [f"{a:g}-{b:g} m" if np.isfinite(b) else f">= {a:g} m" for a, b in pairwise(EDGES_M)]
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

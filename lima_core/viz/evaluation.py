@@ -7,7 +7,6 @@ import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -15,7 +14,7 @@ import numpy as np
 
 from lima_core.files import write_whole
 from lima_core.metrics.calibration import BINS, Calibration
-from lima_core.metrics.segmentation import EDGES_M, ConfusionMatrix, DistanceBins
+from lima_core.metrics.segmentation import ConfusionMatrix, DistanceBins, range_names
 from lima_core.viz.report import ACCENT, PAGE
 
 matplotlib.use("Agg")
@@ -62,11 +61,6 @@ def write_page(evaluation: Evaluation, path: Path) -> Path:
         _section("Latency", _plot(_draw_latency, evaluation, (12, 3))),
     ]
     return write_whole(path, PAGE.format(title=html.escape(evaluation.title), body="\n".join(parts)))
-
-
-def range_names() -> list[str]:
-    """The ranges of distance in words, m."""
-    return [f"{a:g}-{b:g} m" if np.isfinite(b) else f">= {a:g} m" for a, b in pairwise(EDGES_M)]
 
 
 def _section(heading: str, picture: str) -> str:
