@@ -22,8 +22,10 @@ demo: install
 tutorial: install
 	$(RUN) -m lima_ros.tutorial --out runs/tutorial $(if $(TEACHER),--teacher $(TEACHER))
 
+# two processes for what needs no other process; nodes and DDS get the machine for themselves
 test: install
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile test/core test/cuda
+	$(RUN) -m pytest test/ros test/system
 
 lint: install
 	$(VENV)/bin/ruff check .

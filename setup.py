@@ -86,6 +86,7 @@ setup(
         "eval": ["nuscenes-devkit>=1.2.0"],
         "dev": [
             "pytest",
+            "pytest-xdist",
             "hypothesis",
             "ruff",
             "codespell",

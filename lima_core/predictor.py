@@ -81,7 +81,7 @@ class Predictor:
         self._network = use_backend(network.to(self.device, self._dtype), backend)
         self._detects = isinstance(network, Detector)
         self.class_names = tuple(self.meta["classes"]["names"])
-        self.colors = np.array(self.meta["classes"]["colors"], np.uint8)
+        self.colors = np.array(self.meta["classes"]["colors"], np.uint8).reshape(-1, 3)
         boxes = self.meta["detection"] if self._detects else {"names": [], "colors": []}
         if len(boxes.get("colors", ())) != len(boxes["names"]):
             raise CheckpointError(

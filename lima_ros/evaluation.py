@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lima_core.data.frame import Boxes, Detections
+from lima_core.data.frame import IGNORE, Boxes, Detections
 from lima_core.data.ros_boxes import marker_boxes
 from lima_core.data.ros_cloud import CloudError, read_cloud
 from lima_core.files import write_whole
@@ -62,11 +62,11 @@ class Evaluation:
         self.class_names, self.out, self.keep_every = tuple(class_names), out, keep_every
         self.box_names, self._ego_xy = tuple(box_names), ego_xy
         self.boxes_matched = 0
-        self.problems: Counter[str] = Counter()  # what came and could not be judged, by kind
+        self.problems: Counter[str] = Counter()  # what came and could not be judged, by topic
         self.received = self.matched = self.mismatched = 0
         self.ledger: dict[str, Any] = {}
         self._distances = DistanceBins(len(self.class_names))
-        self._boxes = LiveBoxes(self.box_names) if box_names else None
+        self._boxes = LiveBoxes(self.box_names)
         self._found: dict[int, Detections] = {}
         self._true: dict[int, Boxes] = {}
         self._segmented: dict[int, Segmented] = {}
@@ -87,8 +87,15 @@ class Evaluation:
         self._match(stamp_ns)
 
     def add_truth(self, stamp_ns: int, cloud: Any) -> None:
-        """A ground truth cloud. Raises CloudError when it has no label."""
-        self._truth[stamp_ns] = _columns(cloud, ("label",))["label"].copy()
+        """A ground truth cloud. Raises CloudError when it has no label, or one that is no class."""
+        label = _columns(cloud, ("label",))["label"].copy()
+        unknown = label[(label != IGNORE) & ~((label >= 0) & (label < len(self.class_names)))]
+        if len(unknown):
+            raise CloudError(
+                f"cloud has label {unknown[0]}, but there are {len(self.class_names)} classes, from 0; "
+                "set parameter dataset to the one whose labels these are"
+            )
+        self._truth[stamp_ns] = label
         self._match(stamp_ns)
 
     def add_boxes(self, stamp_ns: int, markers: Any) -> None:
@@ -111,7 +118,7 @@ class Evaluation:
         self._milliseconds[name].append(value)
 
     def add_ledger(self, values: Mapping[str, str]) -> None:
-        """Key/values of the perception node's diagnostics."""
+        """Key/values of the perception node's diagnostics. Raises ValueError where a count is no number."""
         dropped = {k.removeprefix("dropped."): int(v) for k, v in values.items() if k.startswith("dropped.")}
         self.ledger = {
             "received": int(values["received"]),
@@ -130,7 +137,9 @@ class Evaluation:
         took = f", {latency['p50']:.0f} ms (p95 {latency['p95']:.0f})" if latency else ""
         miou = f", mIoU {100 * self._distances.total().miou():.1f} %" if self.matched else ""
         boxes = f", {self.boxes_matched} frames of boxes compared" if self.boxes_matched else ""
-        return f"{self.received} frames segmented, {self.matched} compared{miou}{boxes}{took}"
+        other = f", {self.mismatched} of another size than the truth" if self.mismatched else ""
+        bad = "".join(f", {count} bad messages on {topic}" for topic, count in self.problems.items())
+        return f"{self.received} frames segmented, {self.matched} compared{miou}{boxes}{took}{other}{bad}"
 
     def columns(self) -> list[Column]:
         """IoU and AP by class and distance, of what could be compared so far."""

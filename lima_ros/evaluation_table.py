@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,14 @@ def values(column: Column) -> dict[str, float]:
         for index, name in enumerate(column.names):
             found[f"{name}.{distance}"] = float(column.by_class_and_distance[at, index])
     return {name: float(value) for name, value in found.items() if not np.isnan(value)}
+
+
+def topic_of(measure: str, name: str) -> str:
+    """Where a mean, or the value of a class, is published: ~/miou, ~/iou/traffic_sign.
+
+    Names of topics have letters, digits and underscores alone; those of classes have dashes and strokes too.
+    """
+    return f"~/m{measure.lower()}" if name == "mean" else f"~/{measure.lower()}/{re.sub('[^a-zA-Z0-9]+', '_', name)}"
 
 
 def _percent(value: float) -> str:

@@ -3,7 +3,8 @@
 Labels with /gt/segmentation, boxes (~/output/markers, which every node sends) with /gt/markers, or with /gt/detections
 where vision_msgs is installed. Every few seconds a table by class and distance goes to the terminal, and to topics of
 plain numbers, which rqt_plot and Foxglove draw as they are: ~/miou and ~/map, ~/iou/<class> and ~/ap/<class> (Float64),
-and with distances in ~/table (DiagnosticArray).
+and with distances in ~/table (DiagnosticArray). IoU is that of all points so far, AP that of the last KEPT frames of
+boxes (metrics/live.py); means are over the classes that occur. What cannot be judged is logged and counted by topic.
 
 `python -m lima_ros.evaluator_node --ros-args -p out:=runs/eval`; parameters: PARAMETERS in lima_ros/evaluation.py.
 Ends by itself when all expected sweeps are accounted for, or after silence. Ground truth is subscribed to last,
@@ -16,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from lima_core.runtime.messages import stamp_ns
 from lima_core.runtime.parameters import resolve
 from lima_ros import evaluation
 from lima_ros.convert import ROS, diagnostics_message, message_class
-from lima_ros.evaluation_table import Column, lines, values
+from lima_ros.evaluation_table import Column, lines, topic_of, values
 from lima_ros.signals import interrupt_once
 
 SETTLE_S = 1.0  # overlays come after the cloud
@@ -69,11 +71,12 @@ class EvaluatorNode(Node):
         self._overlays: Counter[str] = Counter()
         self._last_s: float | None = None
         self._output = self.resolve_topic_name(f"{settings['perception']}/output/segmentation")
+        self._markers = self.resolve_topic_name(f"{settings['perception']}/output/markers")
         self._listen(settings["perception"], rig)
         self._truth = None
         self._numbers: dict[str, Publisher] = {}
         self._table = self.create_publisher(DiagnosticArray, "~/table", 10)
-        self.create_timer(settings["print_period_s"], self._print)
+        self.create_timer(settings["print_period_s"], self._on_timer)
 
     def run(self) -> None:
         """Spins until complete or silent. Raises TimeoutError when nothing ever comes."""
@@ -87,14 +90,16 @@ class EvaluatorNode(Node):
                 self._listen_to_truth()
 
     def _listen_to_truth(self) -> None:
-        self.create_subscription(MarkerArray, BOXES_TOPIC, self._on_true_markers, BEST_EFFORT)
-        if ROS.has_vision:
+        if self.evaluation.box_names:
+            self.create_subscription(MarkerArray, BOXES_TOPIC, self._on_true_markers, BEST_EFFORT)
+        if self.evaluation.box_names and ROS.has_vision:
             kind = message_class("vision_msgs/msg/Detection3DArray")
             self.create_subscription(kind, DETECTIONS_TOPIC, self._on_true_detections, BEST_EFFORT)
         self._truth = self.create_subscription(PointCloud2, TRUTH_TOPIC, self._on_truth, BEST_EFFORT)
 
     def _listen(self, node: str, rig: Rig | None) -> None:
-        self.create_subscription(MarkerArray, f"{node}/output/markers", self._on_markers, QUEUE)
+        if self.evaluation.box_names:
+            self.create_subscription(MarkerArray, self._markers, self._on_markers, QUEUE)
         self.create_subscription(PointCloud2, self._output, self._on_segmentation, QUEUE)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, QUEUE)
         for stage in STAGES:
@@ -120,38 +125,40 @@ class EvaluatorNode(Node):
     def _on_segmentation(self, message: PointCloud2) -> None:
         now_ns = time.monotonic_ns()
         self._last_s = now_ns / 1e9
-        self._guarded(self.evaluation.add_segmentation, stamp_ns(message.header.stamp), message, now_ns)
+        at_ns = stamp_ns(message.header.stamp)
+        self._guarded(self._output, lambda: self.evaluation.add_segmentation(at_ns, message, now_ns))
 
     def _on_truth(self, message: PointCloud2) -> None:
         self._last_s = time.monotonic()
-        self._guarded(self.evaluation.add_truth, stamp_ns(message.header.stamp), message)
+        self._guarded(TRUTH_TOPIC, lambda: self.evaluation.add_truth(stamp_ns(message.header.stamp), message))
 
-    def _guarded(self, add: object, *arguments: object) -> None:
-        """A malformed cloud is reported and left out: it must not end the evaluation."""
+    def _guarded(self, topic: str, add: Callable[[], None]) -> None:
+        """A malformed message is reported and left out: it must not end the evaluation."""
         try:
-            add(*arguments)
+            add()
         except ValueError as error:
-            self.evaluation.problems[add.__name__] += 1
-            self.get_logger().error(str(error), throttle_duration_sec=1.0)
+            self.evaluation.problems[topic] += 1
+            self.get_logger().error(f"{topic}: {error}", throttle_duration_sec=1.0)
 
     def _on_markers(self, message: MarkerArray) -> None:
         self._last_s = time.monotonic()
-        if message.markers:  # the first stands for all
-            self._guarded(self.evaluation.add_boxes, stamp_ns(message.markers[0].header.stamp), message)
+        self._guarded(self._markers, lambda: self.evaluation.add_boxes(_stamp_ns(message), message))
 
     def _on_true_markers(self, message: MarkerArray) -> None:
         self._last_s = time.monotonic()
-        if message.markers:
-            self._guarded(self._add_truth, stamp_ns(message.markers[0].header.stamp), message, marker_boxes)
+        names = self.evaluation.box_names
+        self._guarded(
+            BOXES_TOPIC,
+            lambda: self.evaluation.add_true_boxes(_stamp_ns(message), marker_boxes(message, names).boxes),
+        )
 
     def _on_true_detections(self, message: Any) -> None:
         self._last_s = time.monotonic()
         if self.count_publishers(BOXES_TOPIC) == 0:  # the markers have velocities too
-            self._guarded(self._add_truth, stamp_ns(message.header.stamp), message, detection_boxes)
-
-    def _add_truth(self, at_ns: int, message: Any, read: Callable[[Any, tuple[str, ...]], Any]) -> None:
-        found = read(message, self.evaluation.box_names)
-        self.evaluation.add_true_boxes(at_ns, getattr(found, "boxes", found))
+            at_ns, names = stamp_ns(message.header.stamp), self.evaluation.box_names
+            self._guarded(
+                DETECTIONS_TOPIC, lambda: self.evaluation.add_true_boxes(at_ns, detection_boxes(message, names))
+            )
 
     def _on_overlay(self, camera: str, message: CompressedImage) -> None:
         self._last_s = time.monotonic()
@@ -166,27 +173,38 @@ class EvaluatorNode(Node):
         for status in message.status:
             values = {item.key: item.value for item in status.values}
             if self._settings["perception"].strip("/") in status.name and {"received", "published"} <= values.keys():
-                self.evaluation.add_ledger(values)
+                self._guarded("/diagnostics", partial(self.evaluation.add_ledger, values))
 
-    def _print(self) -> None:
+    def _on_timer(self) -> None:
         if self._last_s is not None:
-            columns = self.evaluation.columns()
-            self.get_logger().info("\n".join([self.evaluation.line(), *lines(columns)]))
-            for column in columns:
-                self._publish(column)
+            self.report()
+
+    def report(self) -> None:
+        """Prints and publishes what is known so far."""
+        columns = self.evaluation.columns()
+        self.get_logger().info("\n".join([self.evaluation.line(), *lines(columns)]))
+        for column in columns:
+            self._publish(column)
 
     def _publish(self, column: Column) -> None:
         """Numbers for plots, and the table."""
-        known, measure = values(column), column.measure.lower()
+        known = values(column)
         for name in ("mean", *column.names):
             if name in known:
-                topic = f"~/m{measure}" if name == "mean" else f"~/{measure}/{name}"
-                if topic not in self._numbers:
-                    self._numbers[topic] = self.create_publisher(Float64, topic, 10)
-                self._numbers[topic].publish(Float64(data=known[name]))
+                where = topic_of(column.measure, name)
+                if where not in self._numbers:
+                    self._numbers[where] = self.create_publisher(Float64, where, 10)
+                self._numbers[where].publish(Float64(data=known[name]))
         status = Status(OK, self.evaluation.line(), tuple((name, f"{value:.4f}") for name, value in known.items()))
         now_ns = self.get_clock().now().nanoseconds
         self._table.publish(diagnostics_message(status, f"{self.get_name()}: {column.measure}", "", now_ns))
+
+
+def _stamp_ns(message: MarkerArray) -> int:
+    """That of the first marker, which stands for all. Raises ValueError where there is none."""
+    if not message.markers:
+        raise ValueError("a MarkerArray without markers has no stamp; begin it with DELETEALL, also when it is empty")
+    return stamp_ns(message.markers[0].header.stamp)
 
 
 def main() -> int:
@@ -205,7 +223,7 @@ def main() -> int:
     finally:
         if node is not None:
             node.evaluation.write()
-            node.get_logger().info(node.evaluation.line())
+            node.report()
             node.destroy_node()
         rclpy.try_shutdown()
     return 0

@@ -13,13 +13,16 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_srvs.srv import Trigger
@@ -28,9 +31,10 @@ from lima_core.data.bag import TRUTH_TOPIC
 from lima_core.data.recording_writer import RecordingWriter
 from lima_core.data.rig import Rig
 from lima_core.runtime import health
-from lima_core.runtime.parameters import Parameter
-from lima_core.runtime.recorder import FULL, RECORDED, Recorder
+from lima_core.runtime.parameters import Parameter, resolve
+from lima_core.runtime.recorder import Recorder
 from lima_core.runtime.recorder_parameters import GIGABYTE, RECORDING
+from lima_core.runtime.recorder_status import Progress, recorder_status, summary_line
 from lima_core.runtime.recorder_thread import RecorderThread
 from lima_core.runtime.triggers import features_of
 from lima_ros import convert
@@ -38,8 +42,9 @@ from lima_ros.base_node import BaseNode, run, type_name
 from lima_ros.ports_node import LATCHED_QOS, sensor_qos
 
 DEPTH = 100  # messages of each topic that wait in the middleware: a camera's second or two
-ANSWER_S = 10.0
+ANSWER_S = 60.0  # a snapshot waits for the disk
 STATUS_PERIOD_S = 1.0
+RECENT = 11  # states of the recording, a period apart: diagnostics judge the last ten seconds
 
 PARAMETERS = (
     Parameter("out", "", "Folder of the recording; one that is there goes on with a new sequence"),
@@ -56,6 +61,7 @@ class RecorderNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("recorder", PARAMETERS)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
         self._worker: RecorderThread | None = None
         services = {"pause": self._pause, "resume": self._resume, "toggle_paused": self._toggle}
         services |= {"is_paused": self._is_paused, "split_bagfile": self._split, "snapshot": self._snapshot}
@@ -74,10 +80,9 @@ class RecorderNode(BaseNode):
         return self.attempt(self._listen_to_all, "activated", self.stop_listening)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stops listening; what comes after the next activation is a new sequence."""
+        """Stops listening and writes what waits; what comes after the next activation is a new sequence."""
         self.stop_listening()
-        self._worker.ask(self._recorder.reset, ANSWER_S)
-        return TransitionCallbackReturn.SUCCESS
+        return self.attempt(self._flush, "deactivated", lambda: None)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Closes the recording."""
@@ -99,11 +104,15 @@ class RecorderNode(BaseNode):
             worker.close()
         except Exception as error:  # what was committed is safe; the reason must be heard
             self.get_logger().error(f"recording ended: {type(error).__name__}: {error}")
-        self.get_logger().info(f"recorded {self._writer.frames} frames, {self._facts()}")
+        self.get_logger().info(summary_line(self._progress(worker), self.settings["out"]))
         self.destroy_publisher(self._diagnostics_out)
 
+    def _flush(self) -> None:
+        self._worker.ask(self._recorder.reset, ANSWER_S)
+        self._worker.ask(self._writer.sync, ANSWER_S)
+
     def _configure(self) -> None:
-        settings = self.settings
+        settings = self.settings = resolve({p.name: self.get_parameter(p.name).value for p in PARAMETERS}, PARAMETERS)
         for name, what in (("out", "a folder for the recording"), ("rig", "a rig file, see config/rigs")):
             if not settings[name]:
                 raise ValueError(f"parameter {name} is empty: name {what}")
@@ -115,7 +124,8 @@ class RecorderNode(BaseNode):
             settings["out"], self._rig, *(round(gigabytes * GIGABYTE) for gigabytes in limits), settings["disk.sync_s"]
         )
         self._recorder = Recorder(self._rig, settings, self._writer, self.warn, features)
-        self._worker = RecorderThread(self._recorder, round(settings["queue_mb"] * 1e6))
+        self._broken = ""
+        self._worker = RecorderThread(self._recorder, round(settings["queue_mb"] * 1e6), self._on_error)
         self._diagnostics_out = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.configured = True
 
@@ -129,26 +139,58 @@ class RecorderNode(BaseNode):
             infos.append(self._hear(CameraInfo, mount.info_topic, partial(recorder.on_info, mount.name)))
         if self._tf is not None:
             self._hear(self._tf, "/tf", partial(recorder.on_transforms, fixed=False))
-            self._hear(self._tf, "/tf_static", partial(recorder.on_transforms, fixed=True), LATCHED_QOS)
+            hear_fixed = partial(recorder.on_transforms, fixed=True)
+            infos.append(self._hear(self._tf, "/tf_static", hear_fixed, LATCHED_QOS))
         else:
             self._hear(Odometry, rig.odometry_topic, recorder.on_odometry)
         self._watch = health.TopicWatch(
             self._expected, self.settings["watch.silent_after_s"], time.monotonic(), once=infos
         )
-        self._hear(PointCloud2, TRUTH_TOPIC, recorder.on_truth)  # where it is: nobody misses it
+        self._hear(PointCloud2, TRUTH_TOPIC, recorder.on_truth, watched=False)  # where it is: nobody misses it
+        self._silent: list[str] = []
+        self._past: deque[tuple[float, Progress]] = deque([(time.monotonic(), self._progress(self._worker))], RECENT)
         self.timer(STATUS_PERIOD_S, self._on_status)
         self.active = True
         self.get_logger().info(f"recording {', '.join(self._expected)} into {self.settings['out']}")
 
-    def _hear(self, kind: type, topic: str, handle: Callable[[Any], None], qos: QoSProfile | None = None) -> str:
+    def _hear(
+        self,
+        kind: type,
+        topic: str,
+        handle: Callable[[Any], None],
+        qos: QoSProfile | None = None,
+        watched: bool = True,
+    ) -> str:
+        """Subscribes, and returns the resolved topic; a `watched` one is reported where it is silent."""
+
         def hear(name: str, msg: Any) -> None:
-            if name in self._expected:
+            if watched:
                 self._watch.hear(name, time.monotonic())
             self._worker.put(name, handle, msg)
 
         name = self.listen(kind, topic, hear, qos or sensor_qos(DEPTH))
-        self._expected[name] = type_name(kind)
+        if watched:
+            self._expected[name] = type_name(kind)
         return name
+
+    def _on_error(self, error: Exception) -> None:
+        """In the recorder's thread: a message that it failed on."""
+        self._broken = f"a message was not recorded: {type(error).__name__}: {error}"
+        self.get_logger().error(self._broken)
+
+    def _on_set_parameters(self, changed: list[RosParameter]) -> SetParametersResult:
+        """While the node is unconfigured; all of a call or none."""
+        table = {parameter.name: parameter for parameter in PARAMETERS}
+        ours = [(table[p.name], p.value) for p in changed if p.name in table]
+        try:
+            for parameter, value in ours:
+                parameter.check(value)
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        if ours and self.configured:
+            reason = f"parameter {ours[0][0].name} is fixed while the node is configured: clean up first"
+            return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
 
     # ---- services
 
@@ -159,8 +201,8 @@ class RecorderNode(BaseNode):
         try:
             response.message = self._worker.ask(command, ANSWER_S)
             response.success = True
-        except Exception as error:
-            response.message = f"{type(error).__name__}: {error}"
+        except Exception as error:  # whatever it is, who asked must hear it
+            response.message = str(error) or type(error).__name__
         return response
 
     def _pause(self) -> str:
@@ -184,9 +226,14 @@ class RecorderNode(BaseNode):
     def _snapshot(self) -> str:
         if not self.settings["snapshot_s"]:
             raise ValueError("nothing is kept for a snapshot: set snapshot_s")
-        return f"{self._recorder.snapshot()} sweeps written"
+        written = self._recorder.snapshot()
+        if self._recorder.full:
+            raise OSError(f"{written} sweeps written, then: {self._recorder.full}")
+        return f"{written} sweeps written"
 
     def _record_frame(self) -> str:
+        if self._recorder.paused:
+            raise ValueError("paused: call ~/resume first")
         self._recorder.record_frame()
         return "the next sweep is recorded"
 
@@ -198,30 +245,36 @@ class RecorderNode(BaseNode):
 
     def _on_status(self) -> None:
         silent = self._watch.report(time.monotonic(), self.get_topic_names_and_types())
-        facts = self._facts() | {f"silent.{index}": line for index, line in enumerate(silent)}
-        if self._recorder.full:
-            level, message = health.ERROR, self._recorder.full
-        elif self._worker.lost or silent:
-            lost = sum(self._worker.lost.values())
-            level, message = health.WARN, f"{lost} messages lost, {len(silent)} silent inputs"
-        else:
-            level, message = health.OK, f"{self._writer.frames} frames recorded"
-        status = health.Status(level, message, tuple((key, str(value)) for key, value in facts.items()))
-        now_ns = self.get_clock().now().nanoseconds
-        name = f"{self.get_name()}: recording"
-        self._diagnostics_out.publish(convert.diagnostics_message(status, name, self._rig.name, now_ns))
+        if silent and silent != self._silent:
+            self.get_logger().warning("inputs are silent:\n  " + "\n  ".join(silent))
+        self._silent = silent
+        now_s, now = time.monotonic(), self._progress(self._worker)
+        then_s, then = self._past[0]
+        self._past.append((now_s, now))
+        waiting_mb = f"{self._worker.waiting_bytes / 1e6:.1f}"
+        status = recorder_status(now, then, now_s - then_s, silent, out=self.settings["out"], waiting_mb=waiting_mb)
+        self._broken = ""
+        name, at_ns = f"{self.get_name()}: recording", self.get_clock().now().nanoseconds
+        self._diagnostics_out.publish(convert.diagnostics_message(status, name, self._rig.name, at_ns))
 
-    def _facts(self) -> dict[str, object]:
-        """Counts by what became of sweeps and pictures; copies, for the recorder's thread changes them."""
-        counts = dict(self._recorder.counts)
-        return {
-            "frames": counts.get(RECORDED, 0),
-            "bytes": self._writer.bytes,
-            "free_gb": round(shutil.disk_usage(self._writer.root).free / GIGABYTE, 1),
-            "full": counts.get(FULL, 0),
-            **counts,
-            **({} if self._worker is None else {f"lost.{topic}": n for topic, n in dict(self._worker.lost).items()}),
-        }
+    def _progress(self, worker: RecorderThread) -> Progress:
+        """Of this moment; copies, for the recorder's thread changes them."""
+        writer, recorder = self._writer, self._recorder
+        try:
+            free, broken = shutil.disk_usage(writer.root).free, self._broken
+        except OSError as error:
+            free, broken = 0, f"the recording's folder cannot be reached: {error}"
+        return Progress(
+            frames=writer.frames,
+            sequences=writer.sequences,
+            bytes=writer.bytes,
+            free_bytes=free,
+            counts=dict(recorder.counts),
+            lost=dict(worker.lost),
+            full=recorder.full,
+            broken=broken,
+            paused=recorder.paused,
+        )
 
 
 def _tf_message() -> type:

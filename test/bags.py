@@ -32,9 +32,13 @@ class BagWriter:
     ) -> None:
         self._writer.close()
 
+    def announce(self, topic: str, kind: str) -> None:
+        """The topic alone, as of a publisher that sends nothing."""
+        self._connections[topic] = self._writer.add_connection(topic, kind, typestore=STORE)
+
     def write(self, topic: str, kind: str, bag_time_ns: int, **fields: object) -> None:
         if topic not in self._connections:
-            self._connections[topic] = self._writer.add_connection(topic, kind, typestore=STORE)
+            self.announce(topic, kind)
         raw = STORE.serialize_cdr(TYPES[kind](**fields), kind)
         self._writer.write(self._connections[topic], bag_time_ns, raw)
 

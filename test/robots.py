@@ -145,11 +145,11 @@ class Taken:
         )
         self.writer = writer or RecordingWriter(folder, RIG)
         self.recorder = Recorder(RIG, resolved, self.writer, self.warnings.append, features)
-        self._hear = listeners(self.recorder, RIG, tf=False)
+        self.hear = listeners(self.recorder, RIG, tf=False)
 
     def feed(self, sent: Iterable[Sent]) -> Taken:
         for one in sent:
-            self._hear[one.topic](one.message)
+            self.hear[one.topic](one.message)
         return self
 
     def close(self) -> dict[str, int]:

@@ -11,23 +11,24 @@ import struct
 import weakref
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection, QosDurability
 from rosbags.typesys import Stores, get_typestore
 
+from lima_core.data.bag_poses import BagPoses
 from lima_core.data.classes import load_taxonomy
 from lima_core.data.frame import Boxes, CameraView, Detections, Frame
 from lima_core.data.rig import CameraMount, Rig, is_rectified
 from lima_core.data.ros_boxes import detection_boxes, marker_boxes
 from lima_core.data.ros_cloud import cloud_points, read_cloud
 from lima_core.data.ros_image import camera_from_info, image_from_message
-from lima_core.data.tf_tree import TransformTree
 from lima_core.geometry import se3
 
 CLOUD = "sensor_msgs/msg/PointCloud2"
@@ -39,6 +40,10 @@ TRANSFORMS = "tf2_msgs/msg/TFMessage"
 MARKERS, DETECTIONS = "visualization_msgs/msg/MarkerArray", "vision_msgs/msg/Detection3DArray"
 TRUTH_TOPIC, BOXES_TOPIC, DETECTIONS_TOPIC = "/gt/segmentation", "/gt/markers", "/gt/detections"
 
+REPAIR = (
+    "one that was cut off is repaired by `mcap recover`, one without metadata.yaml by `ros2 bag reindex`, one with two "
+    "definitions of a type by leaving the topic with the wrong one out of it (`ros2 bag convert`)"
+)
 ARRAY_COUNT = 4  # bytes before the first marker, whose header stands for all
 
 log = logging.getLogger(__name__)
@@ -76,7 +81,7 @@ class Bag:
         self.path, self.tolerance_ns = Path(path), round(tolerance_ms * 1e6)
         self._open: AnyReader | None = None
         self._types = {topic: info.msgtype for topic, info in self._reader.topics.items()}
-        self._tree = TransformTree()
+        self._poses = BagPoses()
         self._infos: dict[str, Any] = {}
         self._stamps: dict[str, _Stamps] = {}
         self._scan()
@@ -91,8 +96,9 @@ class Bag:
         """The sweep at `index` with its pictures and, where the bag has ground truth, labels and boxes."""
         index = range(len(self))[index]
         stamp_ns = self._sweeps_ns[index]
-        cloud = cloud_points(self._read(self.rig.lidar_topic, stamp_ns), self.rig.intensity_scale)
-        world_from_lidar = self._tree.root_from(self.rig.base_frame, stamp_ns) @ self.rig.base_from_lidar
+        with _naming(self.path, self.rig.lidar_topic, stamp_ns):
+            cloud = cloud_points(self._read(self.rig.lidar_topic, stamp_ns), self.rig.intensity_scale)
+        world_from_lidar = self._poses.tree.root_from(self.rig.base_frame, stamp_ns) @ self.rig.base_from_lidar
         views = (self._view(mount, stamp_ns, world_from_lidar) for mount in self.rig.cameras)
         return Frame(
             stamp_ns=stamp_ns,
@@ -123,46 +129,54 @@ class Bag:
 
     def _scan(self) -> None:
         """One pass over all messages: stamps of clouds and pictures, poses, the first CameraInfo of each topic."""
-        odometry = []
         kinds = (CLOUD, COMPRESSED, RAW, INFO, ODOMETRY, TRANSFORMS)
         truth = ((BOXES_TOPIC, MARKERS), (DETECTIONS_TOPIC, DETECTIONS))
-        wanted = [c for c in self._reader.connections if c.msgtype in kinds or (c.topic, c.msgtype) in truth]
-        for connection, bag_time_ns, raw in self._reader.messages(wanted):
-            kind, topic = connection.msgtype, connection.topic
-            if kind == TRANSFORMS:
-                self._add_transforms(self._reader.deserialize(raw, kind), fixed=topic.endswith("tf_static"))
-            elif kind == ODOMETRY:
-                odometry.append(self._reader.deserialize(raw, kind))
-            elif kind == INFO:
-                if topic not in self._infos:
-                    self._infos[topic] = self._reader.deserialize(raw, kind)
-            else:
-                stamp_ns, frame_id = _header(raw, ARRAY_COUNT if kind == MARKERS else 0)
-                entry = self._stamps.setdefault(topic, _Stamps(frame_id))
-                entry.bag_time_ns[stamp_ns] = bag_time_ns
+        self._set_strange_apart(kinds)
+        wanted = [
+            c
+            for c in self._reader.connections
+            if self._types[c.topic] in kinds or (c.topic, self._types[c.topic]) in truth
+        ]
+        seen = 0
+        # without `wanted` rosbags would give all messages
+        for connection, bag_time_ns, raw in _read_on(self.path, self._reader.messages(wanted)) if wanted else ():
+            with _naming(self.path, connection.topic, bag_time_ns):
+                self._take(connection, bag_time_ns, raw)
+            seen += 1
+        told = sum(connection.msgcount for connection in wanted)
+        if seen < told:
+            log.warning("%s: %d of %d messages could be read; %s", self.path, seen, told, REPAIR)
         for entry in self._stamps.values():
             entry.ordered_ns = sorted(entry.bag_time_ns)
-        self._add_odometry(odometry)
+        self._poses.join_odometry()
+        for child, count in self._poses.lost.items():
+            log.warning("%s: %d poses of %s are left out: not finite, or without a rotation", self.path, count, child)
 
-    def _add_transforms(self, message: Any, fixed: bool) -> None:
-        for item in message.transforms:
-            t, q = item.transform.translation, item.transform.rotation
-            parent, child = item.header.frame_id.lstrip("/"), item.child_frame_id.lstrip("/")
-            parent_from_child = se3.transform(np.array([q.w, q.x, q.y, q.z]), np.array([t.x, t.y, t.z]))
-            if fixed:
-                self._tree.add_fixed(parent, child, parent_from_child)
-            else:
-                self._tree.add(parent, child, _stamp_ns(item.header), parent_from_child)
+    def _take(self, connection: Connection, bag_time_ns: int, raw: bytes) -> None:
+        """What the first pass keeps of one message."""
+        kind, topic = connection.msgtype, connection.topic
+        if kind == TRANSFORMS:
+            self._poses.add_transforms(self._reader.deserialize(raw, kind), fixed=topic.endswith("tf_static"))
+        elif kind == ODOMETRY:
+            self._poses.add_odometry(self._reader.deserialize(raw, kind))
+        elif kind == INFO:
+            if topic not in self._infos:
+                self._infos[topic] = self._reader.deserialize(raw, kind)
+        else:
+            stamp_ns, frame_id = _header(raw, ARRAY_COUNT if kind == MARKERS else 0)
+            entry = self._stamps.setdefault(topic, _Stamps(frame_id))
+            entry.bag_time_ns[stamp_ns] = bag_time_ns
 
-    def _add_odometry(self, messages: list[Any]) -> None:
-        """Odometry counts where /tf says nothing about the same frame."""
-        for child in {m.child_frame_id or "base_link" for m in messages}:
-            if self._tree.moves(child):
-                continue
-            for message in (m for m in messages if (m.child_frame_id or "base_link") == child):
-                p, q = message.pose.pose.position, message.pose.pose.orientation
-                pose = se3.transform(np.array([q.w, q.x, q.y, q.z]), np.array([p.x, p.y, p.z]))
-                self._tree.add(message.header.frame_id, child, _stamp_ns(message.header), pose)
+    def _set_strange_apart(self, kinds: tuple[str, ...]) -> None:
+        """Topics whose type the bag defines without fields that it has in ROS are not read, with a warning."""
+        usual, own = get_typestore(Stores.ROS2_HUMBLE).fielddefs, self._reader.typestore.fielddefs
+        for topic, kind in self._types.items():
+            if kind in kinds:
+                there = {name for name, _ in own[kind][1]}
+                lacks = [name for name, _ in usual[kind][1] if name not in there]
+                if lacks:
+                    self._types[topic] = f"{kind} by another definition, without {', '.join(lacks)}"
+                    log.warning("%s: %s is not read: it is %s", self.path, topic, self._types[topic])
 
     def _of_type(self, *types: str) -> list[str]:
         return sorted(topic for topic, msgtype in self._types.items() if msgtype in types)
@@ -176,17 +190,19 @@ class Bag:
             if self._types.get(topic) not in types or topic not in (self._stamps.keys() | self._infos.keys()):
                 names = "/".join(t.rsplit("/", 1)[1] for t in types)
                 there = ", ".join(self._of_type(*types)) or "none"
-                raise BagError(f"{self.path}: no {names} messages on {topic}; topics of that type: {there}")
+                kind = self._types.get(topic, "")
+                held = f" (which is {kind})" if kind and kind not in types else ""
+                raise BagError(f"{self.path}: no {names} messages on {topic}{held}; topics of that type: {there}")
 
     def _sweeps_with_pose(self) -> list[int]:
         """Stamps of the sweeps whose pose is known. Raises BagError when there is none."""
         stamps = self._stamps[self.rig.lidar_topic].ordered_ns
-        if not any(self._tree.moves(f) for f in self._tree.ancestors(self.rig.base_frame)):
+        if not any(self._poses.tree.moves(f) for f in self._poses.tree.ancestors(self.rig.base_frame)):
             raise BagError(
                 f"{self.path}: nothing says where {self.rig.base_frame} is over time; a frame needs /tf or "
                 "nav_msgs/Odometry, and the rig's base_frame must be its child frame"
             )
-        known = [stamp for stamp in stamps if self._tree.knows(self.rig.base_frame, stamp)]
+        known = [stamp for stamp in stamps if self._poses.tree.knows(self.rig.base_frame, stamp)]
         if len(known) < len(stamps):
             log.warning("%s: %d of %d sweeps have no pose", self.path, len(stamps) - len(known), len(stamps))
         return known
@@ -195,19 +211,22 @@ class Bag:
         """The message of a topic with this header stamp."""
         at = self._stamps[topic].bag_time_ns[stamp_ns]
         connections = self._reader.topics[topic].connections
-        for connection, _, raw in self._reader.messages(connections, start=at, stop=at + 1):
-            if _header(raw, ARRAY_COUNT if connection.msgtype == MARKERS else 0)[0] == stamp_ns:
-                return self._reader.deserialize(raw, connection.msgtype)
+        for connection, _, raw in _read_on(self.path, self._reader.messages(connections, start=at, stop=at + 1)):
+            with _naming(self.path, topic, at):
+                if _header(raw, ARRAY_COUNT if connection.msgtype == MARKERS else 0)[0] == stamp_ns:
+                    return self._reader.deserialize(raw, connection.msgtype)
         raise BagError(f"{self.path}: the message of {topic} at {stamp_ns} ns is gone; has the bag changed?")
 
     def _view(self, mount: CameraMount, lidar_stamp_ns: int, world_from_lidar: np.ndarray) -> CameraView | None:
         """The picture nearest to the camera's due time, None when outside the window or without a pose."""
         due_ns = lidar_stamp_ns + round(mount.offset_ms * 1e6)
         stamp_ns = self._stamps[mount.image_topic].nearest(due_ns)
-        if abs(stamp_ns - due_ns) > self.tolerance_ns or not self._tree.knows(self.rig.base_frame, stamp_ns):
+        if abs(stamp_ns - due_ns) > self.tolerance_ns or not self._poses.tree.knows(self.rig.base_frame, stamp_ns):
             return None
-        K, distortion, size = camera_from_info(self._infos[mount.info_topic], is_rectified(mount.image_topic))
-        world_from_camera = self._tree.root_from(self.rig.base_frame, stamp_ns) @ mount.base_from_camera
+        info = self._infos[mount.info_topic]
+        with _naming(self.path, mount.info_topic, stamp_ns(info.header)):
+            K, distortion, size = camera_from_info(info, is_rectified(mount.image_topic))
+        world_from_camera = self._poses.tree.root_from(self.rig.base_frame, stamp_ns) @ mount.base_from_camera
         where = f"{self.path.name}{mount.image_topic} at {stamp_ns} ns"
         return CameraView(
             name=mount.name,
@@ -223,7 +242,8 @@ class Bag:
         """(N,) uint8 of /gt/segmentation at the sweep's stamp."""
         if TRUTH_TOPIC not in self._stamps or stamp_ns not in self._stamps[TRUTH_TOPIC].bag_time_ns:
             return None
-        columns = read_cloud(self._read(TRUTH_TOPIC, stamp_ns))
+        with _naming(self.path, TRUTH_TOPIC, stamp_ns):
+            columns = read_cloud(self._read(TRUTH_TOPIC, stamp_ns))
         if "label" not in columns:
             raise BagError(f"{self.path}: {TRUTH_TOPIC} has no field label; its fields are {list(columns)}")
         return columns["label"].astype(np.uint8)
@@ -233,22 +253,27 @@ class Bag:
         names = load_taxonomy("nuscenes").detection_names
         for topic, read in ((BOXES_TOPIC, marker_boxes), (DETECTIONS_TOPIC, detection_boxes)):
             if topic in self._stamps and stamp_ns in self._stamps[topic].bag_time_ns:
-                try:
+                with _naming(self.path, topic, stamp_ns):
                     found = read(self._read(topic, stamp_ns), names)
-                except ValueError as error:
-                    raise BagError(f"{self.path}: {topic} at {stamp_ns} ns: {error}") from error
                 return found.boxes if isinstance(found, Detections) else found
         return None
 
     def _found_rig(self) -> Rig:
         """A rig from what the bag itself says."""
         clouds = [t for t in self._of_type(CLOUD) if not t.startswith("/gt/") and t in self._stamps]
-        if len(clouds) != 1:
-            there = ", ".join(clouds) or "none"
+        if not clouds:
+            there = ", ".join(f"{topic} ({kind})" for topic, kind in sorted(self._types.items())) or "none, it is empty"
+            raise BagError(f"{self.path}: no PointCloud2 messages, so no sweeps; its topics: {there}")
+        if len(clouds) > 1:
+            there = ", ".join(clouds)
             raise BagError(f"{self.path}: which PointCloud2 topic is the LiDAR? Give a rig file; there are: {there}")
         lidar = self._stamps[clouds[0]]
-        base_frame, base_from_lidar = self._tree.fixed_root(lidar.frame_id)
-        cameras = [self._found_mount(t, base_frame) for t in self._of_type(COMPRESSED, RAW) if self._info_of(t)]
+        base_frame, base_from_lidar = self._poses.tree.fixed_root(lidar.frame_id)
+        pictures = [t for t in self._of_type(COMPRESSED, RAW) if self._info_of(t)]
+        for topic in pictures:
+            if topic not in self._stamps:
+                log.warning("%s: %s has no messages; its camera is left out", self.path, topic)
+        cameras = [self._found_mount(topic, base_frame) for topic in pictures if topic in self._stamps]
         names = [mount.name for mount in cameras]
         compressed = [m for m in cameras if names.count(m.name) == 1 or m.transport == "compressed"]
         return Rig(
@@ -270,7 +295,7 @@ class Bag:
     def _found_mount(self, image_topic: str, base_frame: str) -> CameraMount:
         info_topic = self._info_of(image_topic)
         frame_id = self._stamps[image_topic].frame_id
-        root, root_from_camera = self._tree.fixed_root(frame_id)
+        root, root_from_camera = self._poses.tree.fixed_root(frame_id)
         if root != base_frame:
             raise BagError(
                 f"{self.path}: /tf_static has no way from {base_frame} to {frame_id} of {image_topic}; "
@@ -286,8 +311,10 @@ class Bag:
         return median(pictures.nearest(stamp) - stamp for stamp in lidar.ordered_ns) / 1e6
 
     def _intensity_scale(self, topic: str) -> float:
-        first = self._read(topic, self._stamps[topic].ordered_ns[0])
-        highest = float(np.nanmax(cloud_points(first, 1.0).raw_intensity, initial=0.0))
+        first_ns = self._stamps[topic].ordered_ns[0]
+        with _naming(self.path, topic, first_ns):
+            first = cloud_points(self._read(topic, first_ns), 1.0)
+        highest = float(np.nanmax(first.raw_intensity, initial=0.0))
         return next((scale for scale in (1.0, 255.0) if highest <= scale), 65535.0)
 
 
@@ -299,15 +326,17 @@ class BagMessages:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._reader = _opened(Path(path), self)
+        self.path = Path(path)
+        self._reader = _opened(self.path, self)
         self.types = {topic: info.msgtype for topic, info in self._reader.topics.items()}
         self.counts = {topic: info.msgcount for topic, info in self._reader.topics.items()}
         self.latched = {t for t, info in self._reader.topics.items() if any(map(_is_latched, info.connections))}
         self.latched |= {topic for topic in self.types if topic.endswith("tf_static")}  # some writers leave QoS out
 
     def __iter__(self) -> Iterator[tuple[int, str, bytes]]:
+        """Raises BagError where the bag is broken further on."""
         # a generator keeps this object, and with it the file, for as long as somebody reads
-        for connection, time_ns, raw in self._reader.messages():
+        for connection, time_ns, raw in _read_on(self.path, self._reader.messages()):
             yield time_ns, connection.topic, bytes(raw)
 
 
@@ -320,23 +349,48 @@ def _opened(path: Path, owner: object) -> AnyReader:
     try:
         reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
         reader.open()
-    except (AnyReaderError, FileNotFoundError) as error:
-        raise BagError(f"{path} is not a readable rosbag2 folder: {error}") from error
+    except Exception as error:  # what its parsers stumble over in a damaged file has many names
+        raise BagError(f"{path} is not a readable rosbag2 folder: {error}; {REPAIR}") from error
     weakref.finalize(owner, reader.close)
     return reader
+
+
+def _read_on(path: Path, messages: Iterator[Any]) -> Iterator[Any]:
+    """The messages, and a BagError in place of whatever the reader raises on a broken file."""
+    count = 0
+    try:
+        for message in messages:
+            yield message
+            count += 1
+    except Exception as error:  # each storage has errors of its own; those of who reads do not come here
+        raise BagError(f"{path} is broken after {count} messages: {error}; {REPAIR}") from error
+
+
+@contextmanager
+def _naming(path: Path, topic: str, at_ns: int) -> Iterator[None]:
+    """A BagError, with the place, instead of whatever a broken message makes its readers stumble over."""
+    try:
+        yield
+    except BagError:
+        raise
+    except Exception as error:  # also what struct, numpy and rosbags raise on bytes that are no message
+        raise BagError(
+            f"{path}: the message of {topic} at {at_ns} ns is broken: {error}; leave the topic out of the bag "
+            "(`ros2 bag convert`), or record it anew"
+        ) from error
 
 
 def _header(raw: bytes, before: int = 0) -> tuple[int, str]:
     """Stamp in ns and frame of the std_msgs/Header at the beginning of a CDR message, `before` bytes into it.
 
-    4 bytes of encapsulation come first. The stamp is 0 where the message ends before.
+    4 bytes of encapsulation come first. An array without elements has the stamp 0. Raises ValueError, IndexError or
+    struct.error where the message ends in its header.
     """
-    order = "<" if raw[1] & 1 else ">"
-    if len(raw) < before + 16:  # an array without elements
+    if before and len(raw) < before + 16:  # an array without elements
         return 0, ""
+    order = "<" if raw[1] & 1 else ">"
     seconds, nanoseconds, length = struct.unpack_from(f"{order}iII", raw, before + 4)
-    return seconds * 1_000_000_000 + nanoseconds, bytes(raw[before + 16 : before + 15 + length]).decode()
-
-
-def _stamp_ns(header: Any) -> int:
-    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+    end = before + 15 + length
+    if end > len(raw):
+        raise ValueError(f"it has {len(raw)} bytes, its header alone {end}")
+    return seconds * 1_000_000_000 + nanoseconds, bytes(raw[before + 16 : end]).decode()

@@ -11,6 +11,7 @@ from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from lima_core.data.ros_cloud import CloudError
 from lima_core.runtime.messages import Messages
 
 # Fields of vision_msgs 4.1 (Humble to Kilted), which rosbags does not know:
@@ -93,18 +94,28 @@ def bag_messages() -> Messages:
     return Messages(BagClasses())
 
 
+class MessageError(CloudError):
+    """Bytes that are no message of their type; who reads a cloud of them has a broken cloud."""
+
+
 class LazyMessage:
-    """The bytes of a message that begins with a header, decoded when more than the header is asked for."""
+    """The bytes of a message that begins with a header, decoded when more than the header is asked for.
+
+    Reading a field raises MessageError where the bytes are broken.
+    """
 
     def __init__(self, raw: bytes, kind: str) -> None:
         self._raw, self._kind = raw, kind
 
     def __getattr__(self, name: str) -> Any:
         """A field. Raises AttributeError where the message has none of this name."""
-        if name == "header":  # read by itself: most messages are passed over by their stamp
-            value = _header(self._raw)
-        else:
-            value = getattr(self._message, name)
+        try:
+            # the header is read by itself: most messages are passed over by their stamp
+            value = _header(self._raw) if name == "header" else getattr(self._message, name)
+        except AttributeError:
+            raise
+        except Exception as error:  # whatever struct, numpy and rosbags raise on bytes that are no message
+            raise MessageError(f"{len(self._raw)} bytes are no {self._kind}: {error}") from error
         setattr(self, name, value)
         return value
 

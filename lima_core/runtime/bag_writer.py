@@ -18,11 +18,27 @@ from rosbags.interfaces import (
 )
 from rosbags.rosbag2 import StoragePlugin, Writer
 
+from lima_core.data.bag import BagMessages
 from lima_core.runtime.bag_messages import typestore
 
 Storage = Literal["mcap", "sqlite3"]
 VERSION = 8  # Humble reads QoS profiles as text, which version 9 has as a list
 PLUGINS = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
+
+
+def is_complete(path: Path) -> bool:
+    """Whether `path` is a bag that was written to its end; False where nothing is there.
+
+    Raises FileExistsError where something else is.
+    """
+    if not path.exists():
+        return False
+    if not (path / "metadata.yaml").is_file():  # what a BagWriter leaves has it
+        raise FileExistsError(
+            f"{path} is there and is no complete bag (no metadata.yaml); remove it, or write elsewhere"
+        )
+    BagMessages(path)  # raises BagError where it cannot be opened
+    return True
 
 
 class BagWriter:

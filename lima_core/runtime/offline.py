@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lima_core.data.bag import ODOMETRY, Bag, BagError, BagMessages
+from lima_core.data.bag import CLOUD, COMPRESSED, INFO, ODOMETRY, RAW, TRANSFORMS, Bag, BagError, BagMessages
 from lima_core.data.rig import Rig
 from lima_core.runtime.bag_messages import bag_messages, typestore
 from lima_core.runtime.bag_writer import BagWriter, Storage
-from lima_core.runtime.health import Account
+from lima_core.runtime.health import Account, findings_in
 from lima_core.runtime.messages import stamp_ns
-from lima_core.runtime.parameters import Resolved
+from lima_core.runtime.parameters import ParameterError, Resolved
 from lima_core.runtime.pipeline import Pipeline
 from lima_core.runtime.results import FILTERED, LABEL_INFO
 from lima_core.runtime.tf_poses import TfChain
@@ -22,7 +24,29 @@ from lima_core.runtime.transforms import PoseBuffer
 from lima_core.runtime.worker import InlineWorker
 
 OUTPUTS = "/perception/output"
+Listener = tuple[str, str, Callable[[Any], None]]  # topic, type, what hears it
 PER_REQUEST = (FILTERED, "features", "similarity")  # topics that the node computes for subscribers alone
+
+
+class Complaints:
+    """Says each kind of complaint once, in full; `total` says how often it came. The kind ends at the first colon."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, text: str) -> None:
+        """Something is wrong."""
+        kind = text.partition(":")[0]
+        self.counts[kind] += 1
+        if self.counts[kind] == 1:
+            self._say(text)
+
+    def total(self) -> None:
+        """Says the kinds that came more than once."""
+        for kind, count in self.counts.items():
+            if count > 1:
+                self._say(f"{kind}: {count} times in all")
 
 
 @dataclass
@@ -30,15 +54,13 @@ class _Outputs:
     """Where the pipeline's results go: into a bag, at the stamp of what they were made from."""
 
     bag: BagWriter
-    wished: frozenset[str]
-    say: Callable[[str], None]
-    counts: dict[str, int] = field(default_factory=dict)
+    complain: Complaints
+    wished: frozenset[str] = frozenset()
 
     def publish(self, topic: str, msg: Any) -> None:
         """Writes a message on <OUTPUTS>/<topic>."""
         header = msg.markers[0].header if hasattr(msg, "markers") else msg.header
         self.bag.write(f"{OUTPUTS}/{topic}", msg, stamp_ns(header.stamp), latched=topic == LABEL_INFO)
-        self.counts[topic] = self.counts.get(topic, 0) + 1
 
     def wanted(self, topic: str) -> bool:
         """What was not wished for is not computed."""
@@ -46,7 +68,7 @@ class _Outputs:
 
     def warn(self, text: str) -> None:
         """Says what is wrong with the input."""
-        self.say(text)
+        self.complain(text)
 
     def publish_ms(self, stage: str, value: float) -> None:
         """Durations are no part of a result that is the same twice."""
@@ -71,71 +93,113 @@ def predict_bag(
     storage: Storage = "mcap",
     overlays: bool = False,
     say: Callable[[str], None] = print,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[], object] = lambda: None,
 ) -> Account:
     """Writes the rosbag2 `out` with what the node publishes on `bag`; returns its ledger.
 
-    `rig` None = the bag's own; `progress` is called after each message. Segmentation, markers, detections and names of
+    `rig` None = the bag's own; `progress` is called after each sweep. Segmentation, markers, detections and names of
     the classes are written where the network has them, the filtered cloud where filter.classes names some. Raises
-    BagError where the bag cannot be read or has no cloud on the rig's topic, FileExistsError where `out` is there.
+    BagError where the bag cannot be read or does not have what the rig names, FileExistsError where `out` is there,
+    ParameterError on settings that only the node can follow.
     """
-    messages = BagMessages(bag)
-    rig = rig or Bag(bag).rig
-    if not messages.counts.get(rig.lidar_topic):
-        there = "".join(f"\n  {topic}: {kind}" for topic, kind in sorted(messages.types.items()))
-        raise BagError(f"{bag} has no cloud on {rig.lidar_topic}; correct the rig file. Its topics:{there}")
-    time = _Time()
+    _check_settings(settings, overlays)
+    messages, rig = BagMessages(bag), rig or Bag(bag).rig
+    time, complain = _Time(), Complaints(say)
     with BagWriter(out, storage) as writer:
-        outputs = _Outputs(writer, frozenset(), say)
-        tf = _TfPoses(settings) if messages.types.get(rig.odometry_topic) != ODOMETRY else None
+        outputs = _Outputs(writer, complain)
+        tf = _TfPoses(settings) if _use_tf(messages, rig, settings) else None
         pipeline = Pipeline(predictor, rig, settings, outputs, bag_messages(), tf, clock=time, make_worker=InlineWorker)
+        listeners = _listeners(pipeline, rig, tf)
+        _check_topics(bag, messages, rig, listeners)
         outputs.wished = _wished(pipeline, settings, overlays)
         if LABEL_INFO in pipeline.results.topics:
             first_ns = next(iter(messages))[0]
             header = bag_messages().header(first_ns, rig.lidar_frame)
             outputs.publish(LABEL_INFO, pipeline.results.label_info(header))
-        _feed(messages, _listeners(pipeline, rig, tf), time, pipeline, say, progress)
-        pipeline.reset()  # sweeps that wait for images go on with what they have
+        for topic in _feed(messages, listeners, time, pipeline, complain):
+            if topic == rig.lidar_topic:
+                progress()
+        time.now_s = math.inf  # no image comes any more: sweeps that wait go on with what they have
+        pipeline.poll()
         pipeline.close()
+    complain.total()
+    for line in _remarks(pipeline.facts()):
+        say(line)
     return pipeline.ledger.account()
 
 
 def _feed(
     messages: BagMessages,
-    hear: dict[str, Callable[[Any], None]],
+    listeners: list[Listener],
     time: _Time,
     pipeline: Pipeline,
-    say: Callable[[str], None],
-    progress: Callable[[], None],
-) -> None:
-    """Every message in the order of the bag; one that cannot be decoded is said and left out."""
+    complain: Complaints,
+) -> Iterator[str]:
+    """Every message in the order of the bag, its topic afterwards; one that cannot be decoded is left out."""
     for bag_ns, topic, raw in messages:
         time.now_s = max(time.now_s, bag_ns / 1e9)
         if pipeline.waiting:
             pipeline.poll()
-        if topic in hear:
+        hear = [hear for heard, _, hear in listeners if heard == topic]
+        if hear:
             try:
                 message = typestore().deserialize_cdr(raw, messages.types[topic])
             except Exception as error:  # rosbags raises what struct and numpy raise on bytes that are no message
-                say(f"message left out: {topic} at {bag_ns} ns: {type(error).__name__}: {error}")
+                complain(f"message of {topic} left out: at {bag_ns} ns: {type(error).__name__}: {error}")
             else:
-                hear[topic](message)
-        progress()
+                for one in hear:  # cameras may share a camera_info
+                    one(message)
+        yield topic
 
 
-def _listeners(pipeline: Pipeline, rig: Rig, tf: _TfPoses | None) -> dict[str, Callable[[Any], None]]:
+def _listeners(pipeline: Pipeline, rig: Rig, tf: _TfPoses | None) -> list[Listener]:
     """What hears each topic, as lima_ros/bringup.py maps them for the node."""
-    hear: dict[str, Callable[[Any], None]] = {rig.lidar_topic: pipeline.on_cloud}
+    listeners: list[Listener] = [(rig.lidar_topic, CLOUD, pipeline.on_cloud)]
     if tf is None:
-        hear[rig.odometry_topic] = pipeline.on_odometry
+        listeners.append((rig.odometry_topic, ODOMETRY, pipeline.on_odometry))
     else:
         chain = TfChain(rig.base_frame)
-        hear["/tf"] = lambda msg: tf.take(chain, msg, fixed=False)
-        hear["/tf_static"] = lambda msg: tf.take(chain, msg, fixed=True)
+        listeners.append(("/tf", TRANSFORMS, lambda msg: tf.take(chain, msg, fixed=False)))
+        listeners.append(("/tf_static", TRANSFORMS, lambda msg: tf.take(chain, msg, fixed=True)))
     for name, mount in pipeline.mounts.items():
-        hear[mount.image_topic] = partial(pipeline.on_image, name)
-        hear[mount.info_topic] = partial(pipeline.on_info, name)
-    return hear
+        picture = COMPRESSED if mount.transport == "compressed" else RAW
+        listeners.append((mount.image_topic, picture, partial(pipeline.on_image, name)))
+        listeners.append((mount.info_topic, INFO, partial(pipeline.on_info, name)))
+    return listeners
+
+
+def _use_tf(messages: BagMessages, rig: Rig, settings: Resolved) -> bool:
+    """Whether poses come from /tf: where it is asked for, or where there is no odometry."""
+    if settings["transforms"] == "auto":
+        return not messages.counts.get(rig.odometry_topic)
+    return settings["transforms"] == "tf"
+
+
+def _check_settings(settings: Resolved, overlays: bool) -> None:
+    """Raises ParameterError on what would silently be something else than in the node."""
+    if settings["sync.policy"] != "sweep":
+        raise ParameterError(
+            f"sync.policy: {settings['sync.policy']} is done by ROS's message_filters, in the node alone; "
+            "without ROS there is sync.policy: sweep"
+        )
+    if overlays and settings["overlay.enabled"] == "never":
+        raise ParameterError("overlays are wished for, and overlay.enabled is never; give up one of the two")
+
+
+def _check_topics(bag: str | Path, messages: BagMessages, rig: Rig, listeners: list[Listener]) -> None:
+    """Raises BagError, with the topics that are there, where the LiDAR is missing or a topic has another type."""
+    wrong = [f"{topic} has no {kind}" for topic, kind, _ in listeners if messages.types.get(topic, kind) != kind]
+    if not messages.counts.get(rig.lidar_topic):
+        wrong.insert(0, f"there is no cloud on {rig.lidar_topic}")
+    if wrong:
+        there = "".join(f"\n  {topic}: {kind}" for topic, kind in sorted(messages.types.items()))
+        raise BagError(f"{bag} does not fit the rig: {'; '.join(wrong)}. Correct the rig file; topics:{there}")
+
+
+def _remarks(facts: dict[str, object]) -> list[str]:
+    """What the pipeline found out about its input, a line each."""
+    named = {"sweeps": "past sweeps", "deskew": "deskew"}
+    return [*findings_in(facts), *(f"{name}: {facts[key]}" for key, name in named.items() if key in facts)]
 
 
 def _wished(pipeline: Pipeline, settings: Resolved, overlays: bool) -> frozenset[str]:

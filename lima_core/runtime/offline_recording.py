@@ -10,7 +10,7 @@ from typing import Any
 from lima_core.data.bag import ODOMETRY, TRANSFORMS, TRUTH_TOPIC, Bag, BagError, BagMessages
 from lima_core.data.recording_writer import RecordingWriter
 from lima_core.data.rig import Rig
-from lima_core.runtime.bag_messages import LazyMessage, typestore
+from lima_core.runtime.bag_messages import LazyMessage, MessageError
 from lima_core.runtime.parameters import Resolved
 from lima_core.runtime.recorder import Recorder
 from lima_core.runtime.recorder_parameters import GIGABYTE
@@ -43,8 +43,11 @@ def record_bag(
         hear = listeners(recorder, rig, use_tf(messages, rig, settings))
         for _, topic, raw in messages:
             if topic in hear:
-                kind = messages.types[topic]
-                hear[topic](typestore().deserialize_cdr(raw, kind) if kind == TRANSFORMS else LazyMessage(raw, kind))
+                try:
+                    hear[topic](LazyMessage(raw, messages.types[topic]))
+                except MessageError as error:
+                    warn(f"message left out: {topic}: {error}")
+                    recorder.counts["undecodable"] += 1
             progress()
         recorder.close()
     finally:

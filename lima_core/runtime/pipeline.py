@@ -141,7 +141,8 @@ class Pipeline:
                 f"cloud in another frame: {self._frame_id!r}, the rig's LiDAR is {self._rig.lidar_frame!r}; overlays "
                 "and past sweeps are misplaced where the two differ: correct the LiDAR in the rig file"
             )
-        sweep = Sweep(self.ledger.receive(now_s), msg, self._history.epoch)
+        # not `now_s`: its latency is real time also where `clock` is a bag's
+        sweep = Sweep(self.ledger.receive(time.monotonic()), msg, self._history.epoch)
         self._forward(self._sync.add_sweep(at_ns, sweep, now_s))
 
     def on_image(self, camera: str, msg: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from lima_core.runtime.recorder import Recorder
 
-OVERFLOW = "overflow"
 SMALL = 1000  # bytes that a message without `data` is counted as
 
 
@@ -18,17 +17,15 @@ class RecorderThread:
     """Hands messages to a recorder in the order in which they come, at most `limit_bytes` of them waiting.
 
     One that finds the queue full is lost, counted in `lost`, and ends the sequence: what follows it is no neighbour of
-    what came before. The thread ends with `close`; an error of the recorder ends it too and is raised by `ask` and
-    `close`.
+    what came before. One that the recorder fails on is told to `on_error`, and the next is taken.
     """
 
-    def __init__(self, recorder: Recorder, limit_bytes: int) -> None:
-        self._recorder, self._limit = recorder, limit_bytes
+    def __init__(self, recorder: Recorder, limit_bytes: int, on_error: Callable[[Exception], None]) -> None:
+        self._recorder, self._limit, self._on_error = recorder, limit_bytes, on_error
         self._changed = threading.Condition()
         self._waiting: deque[tuple[int, Callable[[], Any]]] = deque()
         self._bytes = 0
         self._stopping = self._losing = False
-        self._error: BaseException | None = None
         self.lost: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
@@ -42,10 +39,10 @@ class RecorderThread:
         """A message for `handle`, a method of the recorder. Never waits."""
         size = len(getattr(message, "data", ())) or SMALL
         with self._changed:
-            if self._error is not None or self._bytes + size > self._limit:
+            if self._bytes + size > self._limit:
                 self.lost[topic] += 1
                 if not self._losing:
-                    self._waiting.append((0, self._recorder.split))
+                    self._waiting.append((0, self._recorder.lost))
                 self._losing = True
             else:
                 self._waiting.append((size, lambda: handle(message)))
@@ -53,7 +50,7 @@ class RecorderThread:
             self._changed.notify()
 
     def ask(self, command: Callable[[], Any], timeout_s: float) -> Any:
-        """What `command` returns, after all that came before it. Raises TimeoutError, or what ended the thread."""
+        """What `command` returns, after all that came before it. Raises TimeoutError, or what `command` does."""
         answer: Future[Any] = Future()
 
         def work() -> None:
@@ -63,21 +60,17 @@ class RecorderThread:
                 answer.set_exception(error)
 
         with self._changed:
-            if self._error is not None:
-                raise self._error
             self._waiting.append((0, work))
             self._changed.notify()
         return answer.result(timeout_s)
 
     def close(self) -> None:
-        """Finishes what waits, closes the recording and ends. Raises what ended the thread before."""
+        """Finishes what waits, closes the recording and ends; may be called once."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
         self._recorder.close()
-        if self._error is not None:
-            raise self._error
 
     def _run(self) -> None:
         while True:
@@ -89,8 +82,5 @@ class RecorderThread:
                 self._bytes -= size
             try:
                 work()
-            except Exception as error:
-                with self._changed:
-                    self._error = error
-                    self._waiting.clear()
-                return
+            except Exception as error:  # one message must not end the recording
+                self._on_error(error)

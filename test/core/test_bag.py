@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from ruamel.yaml import YAML
 
-from bags import BagWriter
+import bags
+from bags import STORE, BagWriter
 from lima_core.data.bag import Bag, BagError, BagMessages
 from lima_core.data.nuscenes import NuScenes
 from lima_core.data.rig import CameraMount, Rig
 from lima_core.data.tf_tree import TransformError, TransformTree
 from lima_core.geometry import se3
+from lima_core.runtime import bag_writer as writers
+from lima_core.runtime.bag_messages import bag_messages
 
 SECOND = 1_000_000_000
 SWEEP_NS = SECOND // 10
@@ -127,6 +137,168 @@ def test_bad_bags_are_explained(tmp_path: Path) -> None:
         Bag(record(tmp_path / "unmounted", mounts=False))
     with pytest.raises(BagError, match="not a readable rosbag2 folder"):
         Bag(tmp_path / "nothing")
+
+
+def changed(source: Path, path: Path, change: Callable[[str, bytes], bytes]) -> Path:
+    """A bag of the same messages with other bytes."""
+    messages = BagMessages(source)
+    with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        places = {t: writer.add_connection(t, kind, typestore=STORE) for t, kind in messages.types.items()}
+        for stamp_ns, topic, raw in messages:
+            writer.write(places[topic], stamp_ns, change(topic, raw))
+    return path
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [lambda raw: b"", lambda raw: raw[:6], lambda raw: raw[: len(raw) // 2], lambda raw: raw[:20] + b"\xff" * 40],
+    ids=["empty", "stub", "half", "garbage"],
+)
+def test_broken_messages_are_named(tmp_path: Path, broken: Callable[[bytes], bytes]) -> None:
+    source = record(tmp_path / "whole", sweeps=2)
+    topics = set(BagMessages(source).types)
+    assert len(topics) == 6
+    for topic in topics:
+        path = changed(
+            source, tmp_path / topic[1:].replace("/", "-"), lambda t, raw: broken(raw) if t == topic else raw
+        )
+        with pytest.raises(BagError, match=rf"the message of {topic} at \d+ ns is broken: .*ros2 bag convert"):
+            list(Bag(path))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_any_bytes_are_frames_or_a_bag_error(tmp_path: Path, data: st.DataObject) -> None:
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    source = record(folder / "whole", sweeps=2)
+    topic = data.draw(st.sampled_from(sorted(BagMessages(source).types)))
+    at, junk = data.draw(st.integers(0, 200)), data.draw(st.binary(max_size=12))
+    path = changed(
+        source, folder / "changed", lambda t, raw: raw[:at] + junk + raw[at + len(junk) :] if t == topic else raw
+    )
+    try:
+        list(Bag(path))
+    except (BagError, TransformError):  # of a frame that got another name
+        pass
+
+
+def own_definition(source: Path, path: Path, topic: str, kind: str) -> Path:
+    """The bag, with `topic` recorded by a definition of `kind` that is not that of ROS."""
+    other = get_typestore(Stores.ROS2_HUMBLE)
+    del other.fielddefs[kind], other.types[kind]
+    other.register(get_types_from_msg("std_msgs/Header header\nfloat32[] ranges", kind))
+    message = other.types[kind](bags.header(BEGIN_NS, "lidar"), np.zeros(3, np.float32))
+    messages = BagMessages(source)
+    with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        kept = {t: k for t, k in messages.types.items() if k != kind}
+        places = {t: writer.add_connection(t, k, typestore=STORE) for t, k in kept.items()}
+        strange = writer.add_connection(topic, kind, typestore=other)
+        for stamp_ns, t, raw in messages:
+            if t in places:
+                writer.write(places[t], stamp_ns, raw)
+        writer.write(strange, BEGIN_NS, other.serialize_cdr(message, kind))
+    return path
+
+
+def test_another_definition_of_the_cloud_is_named(tmp_path: Path) -> None:
+    kind = "sensor_msgs/msg/PointCloud2"
+    path = own_definition(record(tmp_path / "whole"), tmp_path / "own", "/lidar/points", kind)
+    told = r"/lidar/points \((which is )?sensor_msgs/msg/PointCloud2 by another definition, without height, width"
+    with pytest.raises(BagError, match=f"no PointCloud2 messages, so no sweeps; .*{told}"):
+        Bag(path)
+    with pytest.raises(BagError, match=f"no PointCloud2 messages on {told}"):
+        Bag(path, Rig("own", "/lidar/points", "lidar", BASE_FROM_LIDAR))
+
+
+def test_another_definition_elsewhere_does_not_disturb(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = own_definition(record(tmp_path / "whole"), tmp_path / "own", "/my_odom", "nav_msgs/msg/Odometry")
+    assert len(list(Bag(path))) == 4
+    assert "/my_odom is not read: it is nav_msgs/msg/Odometry by another definition" in caplog.text
+
+
+def test_two_definitions_of_one_type_are_named(tmp_path: Path) -> None:
+    source, kind = record(tmp_path / "whole"), "sensor_msgs/msg/PointCloud2"
+    other = get_typestore(Stores.ROS2_HUMBLE)
+    del other.fielddefs[kind], other.types[kind]
+    other.register(get_types_from_msg("std_msgs/Header header\nfloat32[] ranges", kind))
+    with Writer(tmp_path / "both", version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic, name in BagMessages(source).types.items():
+            writer.add_connection(topic, name, typestore=STORE)
+        writer.add_connection("/scan", kind, typestore=other)
+    with pytest.raises(BagError, match=r"PointCloud2.*two definitions of a type by leaving the topic"):
+        Bag(tmp_path / "both")
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_an_empty_bag_and_one_without_clouds_list_their_topics(tmp_path: Path, storage: str) -> None:
+    with BagWriter(tmp_path / "empty", storage):
+        pass
+    with pytest.raises(BagError, match="no PointCloud2 messages, so no sweeps; its topics: none, it is empty"):
+        Bag(tmp_path / "empty")
+    with BagWriter(tmp_path / "blind", storage) as writer:
+        writer.odometry("/odom", BEGIN_NS, np.eye(4))
+    with pytest.raises(BagError, match=r"its topics: /odom \(nav_msgs/msg/Odometry\)"):
+        Bag(tmp_path / "blind")
+
+
+def test_messages_lost_in_the_middle_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Zeros where the disk lost a piece: the index of an mcap still promises what was in it."""
+    path = record(tmp_path / "bag", sweeps=12)
+    file = path / "bag.mcap"
+    content = bytearray(file.read_bytes())
+    at = content.rindex(JPEG)  # in the last sweep: those before it are whole
+    content[at : at + 300] = bytes(300)
+    content[at + 300 + 9 :] = content[at + 300 + 9 :]
+    file.write_bytes(content)
+    told = sum(BagMessages(path).counts.values())
+    seen = sum(1 for _ in BagMessages(path))
+    bag = Bag(path)
+    assert len(bag) >= 10
+    assert (seen == told) == ("messages could be read" not in caplog.text)
+
+
+def test_a_camera_without_messages_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.announce("/front/image_raw/compressed", "sensor_msgs/msg/CompressedImage")
+        writer.transforms("/tf", BEGIN_NS, ("map", "lidar", np.eye(4)))
+        writer.info("/front/camera_info", BEGIN_NS, "lidar", K, (64, 48))
+        writer.cloud("/lidar/points", BEGIN_NS, "lidar", **sweep(BEGIN_NS))
+    assert Bag(tmp_path / "bag")[0].cameras == ()
+    assert "/front/image_raw/compressed has no messages; its camera is left out" in caplog.text
+
+
+@pytest.mark.parametrize("poses", ["tf", "odometry"])
+def test_poses_that_are_no_numbers_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, poses: str) -> None:
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.transforms("/tf_static", BEGIN_NS, ("base_link", "lidar", BASE_FROM_LIDAR))
+        for index in range(3):
+            stamp_ns = BEGIN_NS + index * SWEEP_NS
+            pose = world_from_base(stamp_ns)
+            pose[0, 3] = np.nan if index == 1 else pose[0, 3]
+            if poses == "tf":
+                writer.transforms("/tf", stamp_ns, ("map", "base_link", pose))
+            else:
+                writer.odometry("/odom", stamp_ns, pose)
+            writer.cloud("/lidar/points", stamp_ns, "lidar", **sweep(stamp_ns))
+    found = [frame.world_from_lidar[0, 3] for frame in Bag(tmp_path / "bag")]
+    np.testing.assert_allclose(found, [1, 2, 3], atol=1e-9)  # 1 m ahead of the base, at 10 m/s; the second from both
+    assert "1 poses of base_link are left out" in caplog.text
+
+
+def test_metadata_is_what_humble_reads(tmp_path: Path) -> None:
+    """Keys and kinds that rosbag2 asks for at version 8 (rosbag2_storage/yaml.hpp); Humble takes QoS as text."""
+    path = tmp_path / "bag"
+    with writers.BagWriter(path) as bag:
+        bag.write("/tf_static", bag_messages().transforms(BEGIN_NS, ("a", "b", np.eye(4))), BEGIN_NS, latched=True)
+    told = YAML(typ="safe").load(path / "metadata.yaml")["rosbag2_bagfile_information"]
+    assert (told["version"], told["storage_identifier"], told["message_count"]) == (8, "mcap", 1)
+    assert told["starting_time"] == {"nanoseconds_since_epoch": BEGIN_NS} and told["duration"]["nanoseconds"] >= 0
+    assert told["relative_file_paths"] == [file["path"] for file in told["files"]] == ["bag.mcap"]
+    assert (told["compression_format"], told["compression_mode"]) == ("", "") and not told["custom_data"]
+    (topic,) = told["topics_with_message_count"]
+    profiles = topic["topic_metadata"]["offered_qos_profiles"]
+    assert isinstance(profiles, str) and YAML(typ="safe").load(profiles)[0]["durability"] == 1  # transient local
+    assert topic["topic_metadata"]["type"] == "tf2_msgs/msg/TFMessage"
 
 
 def test_messages_come_as_they_were_recorded(tmp_path: Path) -> None:

@@ -117,10 +117,18 @@ def test_the_same_tables_give_the_same_bytes(swept: Path, tmp_path: Path) -> Non
         assert path.read_bytes() == (tmp_path / "b" / scene / path.name).read_bytes(), path.name
 
 
-def test_what_is_there_stays(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / NuScenes(swept).sequences[0]).mkdir()
+def test_a_complete_bag_stays_and_a_part_of_one_is_refused(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    bag = tmp_path / NuScenes(swept).sequences[0]
+    assert main([str(swept), str(tmp_path), "--keyframes-only"]) == 0
+    before = {path.name: path.read_bytes() for path in bag.iterdir()}
     assert main([str(swept), str(tmp_path)]) == 0
-    assert "is there and stays" in capsys.readouterr().out
+    assert "is complete and stays" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in bag.iterdir()} == before
+    (bag / "metadata.yaml").unlink()
+    assert main([str(swept), str(tmp_path)]) == 1
+    assert f"{bag} is there and is no complete bag" in capsys.readouterr().err
 
 
 def damaged(swept: Path, tmp_path: Path) -> tuple[Path, Path]:
@@ -139,17 +147,26 @@ def test_missing_sweeps_are_named(swept: Path, tmp_path: Path, capsys: pytest.Ca
     assert main([str(root), str(tmp_path / "out"), "--keyframes-only"]) == 0
 
 
-def test_a_sensor_that_moves_is_refused(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"translation": [9.0, 0.0, 0.0]}, "is mounted at"),
+        ({"camera_intrinsic": [[9.0, 0, 1], [0, 9.0, 1], [0, 0, 1]]}, "is calibrated as"),
+    ],
+)
+def test_a_sensor_that_changes_is_refused(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, told: str
+) -> None:
     root, tables = damaged(swept, tmp_path)
     mounts = json.loads((tables / "calibrated_sensor.json").read_text())
     data = json.loads((tables / "sample_data.json").read_text())
-    moved = dict(mounts[0], token="moved", translation=[9.0, 0.0, 0.0])
-    last = [row for row in data if row["calibrated_sensor_token"] == mounts[0]["token"]][-1]
-    last["calibrated_sensor_token"] = "moved"
-    (tables / "calibrated_sensor.json").write_text(json.dumps([*mounts, moved]))
+    camera = next(mount for mount in mounts if mount["camera_intrinsic"])
+    last = [row for row in data if row["calibrated_sensor_token"] == camera["token"]][-1]
+    last["calibrated_sensor_token"] = "changed"
+    (tables / "calibrated_sensor.json").write_text(json.dumps([*mounts, {**camera, **change, "token": "changed"}]))
     (tables / "sample_data.json").write_text(json.dumps(data))
     assert main([str(root), str(tmp_path / "out")]) == 1
-    assert "is mounted at" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

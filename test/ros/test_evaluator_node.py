@@ -11,8 +11,11 @@ import pytest
 
 pytest.importorskip("sensor_msgs", reason="needs ROS 2 messages: install lima's extra `ros`")
 
+from lima_core.data.classes import load_taxonomy
 from lima_core.data.ros_cloud import CloudError, pack_cloud
+from lima_core.paths import config_dir
 from lima_ros import convert, evaluation
+from lima_ros.evaluation_table import topic_of
 
 CLASSES = ("road", "car", "tree")
 
@@ -101,6 +104,32 @@ def test_malformed_clouds_are_named(judge: evaluation.Evaluation) -> None:
     assert judge.received == 0
 
 
+def test_labels_of_another_data_set_are_named_and_count_nowhere(judge: evaluation.Evaluation) -> None:
+    judge.add_segmentation(1, output([0, 1, 2, 2]), 0)
+    with pytest.raises(CloudError, match="label 77, but there are 3 classes, from 0; set parameter dataset"):
+        judge.add_truth(1, truth([0, 1, 77, 255]))
+    assert judge.matched == 0 and judge.columns() == []
+    judge.add_truth(1, truth([0, 1, 2, 255]))
+    assert judge.result()["confusion"] == np.eye(3, dtype=int).tolist()
+
+
+def test_what_could_not_be_judged_is_in_the_line(judge: evaluation.Evaluation) -> None:
+    judge.add_segmentation(1, output([0]), 0)
+    judge.add_truth(1, truth([0, 0]))
+    judge.problems["/gt/markers"] += 3
+    assert "1 of another size than the truth, 3 bad messages on /gt/markers" in judge.line()
+
+
+@pytest.mark.parametrize("dataset", sorted(path.stem for path in (config_dir() / "datasets").glob("*.yaml")))
+def test_classes_of_every_data_set_have_a_topic_each(dataset: str) -> None:
+    from rclpy.validate_topic_name import validate_topic_name
+
+    names = load_taxonomy(dataset).names
+    topics = {topic_of("IoU", name) for name in (*names, "mean")}
+    assert len(topics) == len(names) + 1 and "~/miou" in topics
+    assert all(validate_topic_name(topic) for topic in topics)
+
+
 def test_end_to_end_latency_is_joined_by_stamp() -> None:
     sent, received = {"10": 1_000_000, "9": 0, "11": 5}, {"9": 2_500_000, "10": 2_000_000}
     assert evaluation.end_to_end_ms(sent, received) == [2.5, 1.0]
@@ -142,6 +171,62 @@ def test_node_compares_and_ends_when_the_ledger_is_complete(
     assert (result["frames_received"], result["frames_compared"], result["miou"]) == (2, 2, 1.0)
     assert result["latency_ms"]["total"]["p50"] == 12.5
     assert "2 frames segmented, 2 compared, mIoU 100.0 %" in process.output()
+
+
+def test_node_of_a_data_set_without_boxes_leaves_markers_alone(
+    start_node: Callable, tester: object, tmp_path: Path
+) -> None:
+    from sensor_msgs.msg import PointCloud2
+    from std_msgs.msg import Float64
+    from visualization_msgs.msg import Marker, MarkerArray
+
+    sign = load_taxonomy("semantickitti").names.index("traffic-sign")
+    scores = tester.collect(Float64, "/evaluator/iou/traffic_sign")
+    parameters = {"out": str(tmp_path / "run"), "perception": "/p", "dataset": "semantickitti", "print_period_s": 0.5}
+    with start_node("evaluator_node", parameters) as process:
+        create = tester.node.create_publisher
+        segmented, found = create(PointCloud2, "/p/output/segmentation", 5), create(MarkerArray, "/p/output/markers", 5)
+        ground, boxes = create(PointCloud2, "/gt/segmentation", 5), create(MarkerArray, "/gt/markers", 5)
+        for publisher in (segmented, ground):
+            tester.spin_until(lambda p=publisher: p.get_subscription_count() > 0, what=publisher.topic_name)
+        nothing = MarkerArray(markers=[Marker(header=truth([]).header, action=Marker.DELETEALL)])
+        for publisher, message in ((found, nothing), (boxes, nothing), (segmented, output([sign, 0]))):
+            publisher.publish(message)
+        ground.publish(truth([sign, sign]))
+        tester.spin_until(lambda: bool(scores), what="a score")
+    assert process.returncode == 0, process.output()
+    assert scores[-1].data == pytest.approx(0.5)
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (result["frames_of_boxes_compared"], result["problems"]) == (0, {})
+
+
+def test_node_counts_nonsense_by_topic_and_ends_with_the_table(
+    start_node: Callable, tester: object, tmp_path: Path, await_output: Callable
+) -> None:
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+    from sensor_msgs.msg import PointCloud2
+    from visualization_msgs.msg import MarkerArray
+
+    with start_node("evaluator_node", {"out": str(tmp_path / "run"), "perception": "/p", "frames": 1}) as process:
+        create = tester.node.create_publisher
+        segmented, found = create(PointCloud2, "/p/output/segmentation", 5), create(MarkerArray, "/p/output/markers", 5)
+        ground, diagnostics = create(PointCloud2, "/gt/segmentation", 5), create(DiagnosticArray, "/diagnostics", 5)
+        for publisher in (segmented, found, ground, diagnostics):
+            tester.spin_until(lambda p=publisher: p.get_subscription_count() > 0, what=publisher.topic_name)
+        found.publish(MarkerArray())
+        await_output(process, "/p/output/markers: a MarkerArray without markers has no stamp")
+        ground.publish(truth([0, 77]))
+        segmented.publish(output([0, 0]))
+        ground.publish(truth([0, 0]))
+        for published in ("many", "1"):
+            items = [KeyValue(key=key, value=value) for key, value in (("received", "1"), ("published", published))]
+            diagnostics.publish(DiagnosticArray(status=[DiagnosticStatus(name="p: segmentation", values=items)]))
+        assert process.wait(20) == 0, process.output()
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert result["problems"] == {"/p/output/markers": 1, "/gt/segmentation": 1, "/diagnostics": 1}
+    assert (result["frames_compared"], result["miou"]) == (1, 1.0)
+    table = process.output().rpartition("IoU %")[2]  # before the first period of 5 s is over
+    assert "mIoU" in table and "0-10 m" in table and "100.0" in table
 
 
 def test_node_says_that_nothing_came(start_node: Callable, tmp_path: Path) -> None:
