@@ -188,7 +188,12 @@ def open_drive(config: DataConfig, processes: int) -> Drives | Recordings:
         without = validation_scenes() if config.split == "train" else set()
         return Drives([config.root], config.version, without)
     if config.kind == "recording":
-        return Recordings([root.strip() for root in config.root.split(",")])
+        drive = Recordings([root.strip() for root in config.root.split(",")])
+        if not drive.rig.cameras:
+            raise DriveError(
+                f"{config.root}: {drive.rig.name} has no cameras to learn from; record with a rig that has"
+            )
+        return drive
     seeds = range(*config.seeds)
     return Drives(draw_streets(seeds, config.sweeps, config.stride, config.image_size, config.folder, processes))
 

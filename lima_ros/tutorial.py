@@ -27,10 +27,13 @@ from lima_core.paths import config_dir
 from lima_core.training.loop import STATE
 from lima_core.viz.report import PAGE
 
-STREETS, FRAMES, STRIDE, SIZE = 20, 10, 5, (448, 224)
+STREETS, FRAMES, STRIDE, SIZE = 16, 10, 5, (448, 224)
 UNSEEN, UNSEEN_FRAMES = 200_000, 20  # seed and sweeps, at 10 Hz
 HUB = "hub"
+COLUMNS = ("mIoU, %", "linear probe, held-out drives", "all weights, held-out drives", "the node, an unseen drive")
 NETWORKS = {"random": "1 % of the labels alone", "lima": "LiMA, then 1 % of the labels"}
+# the last layer alone: what the features are worth as they are
+PROBE = ("--linear_probe=true", "--optim.peak_lr=1e-2", "--epochs=150", "--validate_every=150")
 SHOWN = 5  # index of the sweep in the figure
 
 
@@ -47,6 +50,21 @@ class Step:
     def line(self) -> str:
         """As one would type it."""
         return shlex.join(["python", "-m", self.module, *self.arguments])
+
+
+@dataclass(frozen=True)
+class Row:
+    """mIoU of one network, percent: linear probe and all weights on held-out drives, and of the live node."""
+
+    network: str
+    probe: float
+    finetuned: float
+    live: float
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As text."""
+        return self.network, *(f"{value:.1f}" for value in (self.probe, self.finetuned, self.live))
 
 
 def steps(out: Path, teacher: str) -> list[Step]:
@@ -84,12 +102,12 @@ def steps(out: Path, teacher: str) -> list[Step]:
             lima / "checkpoint.safetensors",
         ),
     ]
-    for name, start in (("random", ()), ("lima", (learned,))):
-        folder = out / f"labels_{name}"
-        arguments = (f"--config={finetune}", root, *start, f"--out={folder}")
-        found.append(
-            Step(f"Finetuning: {NETWORKS[name]}", "lima_core.finetune", arguments, folder / "checkpoint.safetensors")
-        )
+    for kind, title, more in (("probe", "a linear probe", PROBE), ("labels", "all weights", ())):
+        for name, start in (("random", ()), ("lima", (learned,))):
+            folder = out / f"{kind}_{name}"
+            arguments = (f"--config={finetune}", root, *start, *more, f"--out={folder}")
+            result = folder / "checkpoint.safetensors"
+            found.append(Step(f"Finetuning {title}: {NETWORKS[name]}", "lima_core.finetune", arguments, result))
     found.append(_figure(out))
     unseen = out / "unseen" / f"street-{UNSEEN}"
     seeds = ("--seeds", str(UNSEEN), str(UNSEEN + 1), "--frames", str(UNSEEN_FRAMES), "--image-size", width, height)
@@ -137,27 +155,33 @@ def _resumed(step: Step) -> tuple[str, ...]:
     return ("--resume",) if trained and (step.result.parent / STATE).is_file() else ()
 
 
-def measured(out: Path) -> list[tuple[str, float, float]]:
-    """(network, mIoU on held-out recordings, mIoU of the node on the unseen drive), in percent."""
-    rows = []
-    for name, title in NETWORKS.items():
-        validated = load_checkpoint(out / f"labels_{name}" / "checkpoint.safetensors")[1]["metrics"]["val_miou"]
-        live = json.loads((out / f"live_{name}" / "summary.json").read_text())["miou"]
-        rows.append((title, 100 * validated, 100 * live))
-    return rows
+def measured(out: Path) -> list[Row]:
+    """Both networks, in percent."""
+    return [
+        Row(
+            title,
+            *(100 * _validated(out / f"{kind}_{name}") for kind in ("probe", "labels")),
+            100 * json.loads((out / f"live_{name}" / "summary.json").read_text())["miou"],
+        )
+        for name, title in NETWORKS.items()
+    ]
 
 
-def table(rows: Sequence[tuple[str, float, float]]) -> str:
+def _validated(folder: Path) -> float:
+    return load_checkpoint(folder / "checkpoint.safetensors")[1]["metrics"]["val_miou"]
+
+
+def table(rows: Sequence[Row]) -> str:
     """As in README.md."""
-    lines = ["| network | mIoU on recordings held out, % | mIoU of the node on an unseen drive, % |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {held_out:.1f} | {live:.1f} |" for name, held_out, live in rows)])
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row.cells)} |" for row in rows)])
 
 
-def write_page(out: Path, done: Sequence[tuple[Step, float]], rows: Sequence[tuple[str, float, float]]) -> Path:
+def write_page(out: Path, done: Sequence[tuple[Step, float]], rows: Sequence[Row]) -> Path:
     """<out>/tutorial.html: what was measured, the pictures, and every command with its time."""
-    cells = "".join(f"<tr><td>{escape(name)}</td><td>{a:.1f}</td><td>{b:.1f}</td></tr>" for name, a, b in rows)
-    head = "<tr><td>network</td><td>mIoU on recordings held out, %</td><td>mIoU of the node, unseen drive, %</td></tr>"
-    parts = [f"<table>{head}{cells}</table>", _picture("errors.png", "A held-out sweep: truth, and the errors of both")]
+    cells = ["".join(f"<td>{escape(text)}</td>" for text in texts) for texts in (COLUMNS, *(row.cells for row in rows))]
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    parts = [f"<table>{body}</table>", _picture("errors.png", "A held-out sweep: truth, and the errors of both")]
     for name, title in NETWORKS.items():
         parts.append(_picture(f"live_{name}/bev_0.png", f"The node on the unseen drive: {title}"))
     parts.append(_picture("live_lima/overlays_0.png", "What it says, in the cameras"))

@@ -224,7 +224,7 @@ class Bag:
         if abs(stamp_ns - due_ns) > self.tolerance_ns or not self._poses.tree.knows(self.rig.base_frame, stamp_ns):
             return None
         info = self._infos[mount.info_topic]
-        with _naming(self.path, mount.info_topic, stamp_ns(info.header)):
+        with _naming(self.path, mount.info_topic, stamp_ns):
             K, distortion, size = camera_from_info(info, is_rectified(mount.image_topic))
         world_from_camera = self._poses.tree.root_from(self.rig.base_frame, stamp_ns) @ mount.base_from_camera
         where = f"{self.path.name}{mount.image_topic} at {stamp_ns} ns"

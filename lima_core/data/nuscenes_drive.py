@@ -12,7 +12,7 @@ from lima_core.data.nuscenes_index import LIDAR, read_mounts, read_poses
 from lima_core.data.nuscenes_tables import Columns, NuScenesError, read_columns, read_table, strings
 from lima_core.geometry import se3
 
-STILL = 1e-9  # m and parts of a quaternion: mounts that differ by more have moved
+STILL = 1e-9  # m, parts of a quaternion, pixels: what differs by more has changed
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,11 @@ def read_drive(folder: Path, scene: str, keyframes_only: bool = False) -> Drive:
     if not files:
         raise NuScenesError(f"{folder}: scene {scene} has no file of {LIDAR} or a camera; unpack the metadata again")
     used = np.unique(rows["mount"])
-    return Drive(scene, files, _still(folder, scene, names, mounts["pose"], used), _intrinsics(names, mounts, used))
+    mount = _constant(folder, scene, names, mounts["pose"], used, "mounted at")
+    K = _constant(folder, scene, names, mounts["intrinsic"], used, "calibrated as")
+    del K[LIDAR]
+    base_from_sensor = {name: se3.transform(pose[:4], pose[4:]) for name, pose in mount.items()}
+    return Drive(scene, files, base_from_sensor, K)
 
 
 def _samples(folder: Path, scene: str) -> set[str]:
@@ -99,18 +103,16 @@ def _reduce(rows: list[tables.SampleData], given: tuple) -> Columns:
     }
 
 
-def _still(folder: Path, scene: str, names: np.ndarray, pose: np.ndarray, used: np.ndarray) -> dict[str, np.ndarray]:
-    """base_from_sensor by channel. Raises NuScenesError where a channel has two: /tf_static could not hold them."""
+def _constant(
+    folder: Path, scene: str, names: np.ndarray, values: np.ndarray, used: np.ndarray, verb: str
+) -> dict[str, np.ndarray]:
+    """The one value of each channel. Raises NuScenesError where a channel has two: a bag could hold one alone."""
     found: dict[str, np.ndarray] = {}
     for row in used.tolist():
-        first = found.setdefault(str(names[row]), pose[row])
-        if np.abs(first - pose[row]).max() > STILL:
+        first = found.setdefault(str(names[row]), values[row])
+        if np.abs(first - values[row]).max() > STILL:
             raise NuScenesError(
-                f"{folder}: {names[row]} of {scene} is mounted at {first.tolist()} and at {pose[row].tolist()}; a bag "
-                "has one mount for each sensor: convert the scene in parts"
+                f"{folder}: {names[row]} of {scene} is {verb} {first.tolist()} and {values[row].tolist()}; a bag has "
+                "one calibration for each sensor: convert the scene in parts"
             )
-    return {name: se3.transform(mount[:4], mount[4:]) for name, mount in found.items()}
-
-
-def _intrinsics(names: np.ndarray, mounts: dict, used: np.ndarray) -> dict[str, np.ndarray]:
-    return {str(names[row]): mounts["intrinsic"][row] for row in used.tolist() if names[row] != LIDAR}
+    return found

@@ -141,6 +141,8 @@ def numbers(matrix: np.ndarray) -> tuple[float, ...]:
 def _check(frame: FrameLine) -> None:
     """Raises RecordingError where the types are right and the values impossible."""
     where = f"{FRAMES}: frame at {frame.stamp_ns} ns"
+    if not 0 <= frame.sequence < 2**31 or not 0 <= frame.stamp_ns < 2**63:
+        raise RecordingError(f"{where} of sequence {frame.sequence}: neither fits what a recording can hold")
     if (
         frame.columns[:4] != XYZI
         or not set(frame.columns) <= set(COLUMNS)

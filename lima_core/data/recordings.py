@@ -1,11 +1,13 @@
 """Many recordings as one source: a folder with a manifest, of which a few recordings are open at a time.
 
 The manifest, recordings.jsonl, has a line for each finished recording: {"recording": folder beside it, "sequences":
-frames in each, "bytes", "source": what it was made from}. It is only ever appended to; a line that was cut off is none.
+frames in each, "bytes", "source": what it was made from}. It is only ever appended to: of two lines for one recording
+the later one holds, and a line that was cut off is none.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 from bisect import bisect_right
 from collections import OrderedDict
@@ -19,9 +21,10 @@ import msgspec
 import numpy as np
 
 from lima_core.data.classes import Taxonomy, load_taxonomy
-from lima_core.data.frame import DatasetError, Frame
+from lima_core.data.frame import IGNORE, DatasetError, Frame
 from lima_core.data.recording import Recording
-from lima_core.data.recording_format import FACTS, RecordingError
+from lima_core.data.recording_format import FACTS, RIG, RecordingError
+from lima_core.data.rig import Rig
 from lima_core.data.scans import Split
 from lima_core.data.splits import Chosen, share_of_frames
 from lima_core.files import inside
@@ -58,6 +61,11 @@ class SequenceRuns(Sequence[str]):
             for _ in range(count):
                 yield name
 
+    def find(self, index: int) -> tuple[int, int]:
+        """The number of a frame's sequence, and the frame's place in it."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return number, index - int(self._ends[number] - self._counts[number])
+
     def numbers(self) -> np.ndarray:
         """(len,) int32: frames of one sequence have one number."""
         return np.repeat(np.arange(len(self._counts), dtype=np.int32), self._counts)
@@ -67,28 +75,31 @@ class Recordings:
     """Frames of all recordings below some roots: each a recording itself, or a folder with a manifest.
 
     `sequences` (len,) the sequence of each frame. Vehicles may differ: `rig` is the first one's, frames carry their own
-    geometry. Raises RecordingError where there is none, or a manifest is broken.
+    geometry; who needs the rig of every frame asks for `one_vehicle`, and reading a frame of another is an error then.
+    Raises RecordingError where there is none, or a manifest is broken.
     """
 
-    def __init__(self, roots: str | Path | Sequence[str | Path]) -> None:
+    def __init__(self, roots: str | Path | Sequence[str | Path], one_vehicle: bool = False) -> None:
         single = isinstance(roots, (str, Path))
+        folders = [Path(root).resolve() for root in ([roots] if single else roots)]
         self._folders: list[Path] = []
         names: list[str] = []
         counts: list[int] = []
-        ends: list[int] = []
-        for root in [roots] if single else roots:
-            for folder, name, sequences in _shards(Path(root).resolve()):
-                prefix = name if single else f"{Path(root).resolve().name}/{name}"
+        begins: list[int] = []
+        for root, prefix in zip(folders, [""] if single else _prefixes(folders), strict=True):
+            for folder, name, sequences in _shards(root):
                 self._folders.append(folder)
-                names += [f"{prefix}/{number}" for number in range(len(sequences))]
+                begins.append(len(names))
+                names += [f"{prefix}{name}/{number}" for number in range(len(sequences))]
                 counts += sequences
-                ends.append(sum(sequences) + (ends[-1] if ends else 0))
-        if not ends or ends[-1] == 0:
+        if sum(counts) == 0:
             raise RecordingError(f"{roots}: no frame is recorded there; record some, or name another data.root")
         self.sequences = SequenceRuns(names, counts)
-        self._ends = np.array(ends, np.int64)
-        self._open: OrderedDict[int, Recording] = OrderedDict()
-        self.rig = self._recording(0).rig
+        self._counts, self._begins = np.array(counts, np.int64), np.array([*begins, len(names)], np.int64)
+        self._open: OrderedDict[int, tuple[Recording, np.ndarray]] = OrderedDict()
+        self._one_vehicle = False
+        self.rig = self._recording(0)[0].rig
+        self._one_vehicle = one_vehicle
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -96,42 +107,55 @@ class Recordings:
     def __getitem__(self, index: int) -> Frame:
         """The frame at `index`. Raises RecordingError where the recording has changed or is broken."""
         index = range(len(self))[index]
-        shard, place = self._place(index)
-        return replace(self._recording(shard)[place], sequence=self.sequences[index])
+        recording, place = self._place(index)
+        return replace(recording[place], sequence=self.sequences[index])
 
     def window(self, index: int, k: int) -> list[Frame]:
         """The last k frames of the same sequence before `index`, oldest first; fewer at its start."""
         index = range(len(self))[index]
-        shard, place = self._place(index)
-        return [replace(frame, sequence=self.sequences[index]) for frame in self._recording(shard).window(place, k)]
+        recording, place = self._place(index)
+        return [replace(frame, sequence=self.sequences[index]) for frame in recording.window(place, k)]
 
     def has_labels(self, index: int) -> bool:
         """Whether a frame was recorded with ground truth; only its line is read."""
-        shard, place = self._place(index)
-        return self._recording(shard).line(place).labels is not None
+        recording, place = self._place(range(len(self))[index])
+        return recording.line(place).labels is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """What is open stays behind: worker processes open their own."""
         return {**self.__dict__, "_open": OrderedDict()}
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """Recording and the place in it."""
-        shard = bisect_right(self._ends, index)
-        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
+    def _place(self, index: int) -> tuple[Recording, int]:
+        """The recording of a frame, and the place in it."""
+        number, offset = self.sequences.find(index)
+        shard = bisect_right(self._begins, number) - 1
+        recording, firsts = self._recording(shard)
+        return recording, int(firsts[number - self._begins[shard]]) + offset
 
-    def _recording(self, shard: int) -> Recording:
+    def _recording(self, shard: int) -> tuple[Recording, np.ndarray]:
+        """An open recording, and the first frame of each of its sequences."""
         if shard not in self._open:
-            recording, expected = Recording(self._folders[shard]), self._ends[shard]
-            expected -= self._ends[shard - 1] if shard else 0
-            if len(recording) < expected:
-                raise RecordingError(
-                    f"{self._folders[shard]} has {len(recording)} frames, its manifest says {expected}; record it again"
-                )
-            self._open[shard] = recording
+            recording = Recording(self._folders[shard])
+            there = np.array(sequence_counts(recording), np.int64)
+            self._check(recording, there, self._counts[slice(*self._begins[shard : shard + 2])])
+            self._open[shard] = recording, np.cumsum(there) - there
             if len(self._open) > OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(shard)
         return self._open[shard]
+
+    def _check(self, recording: Recording, there: np.ndarray, wanted: np.ndarray) -> None:
+        """Raises RecordingError where frames are gone, or the vehicle is another one; more frames are no harm."""
+        if len(there) < len(wanted) or (there[: len(wanted)] < wanted).any():
+            raise RecordingError(
+                f"{recording.root} has {there.sum()} frames, {there.tolist()} by sequence; its manifest says "
+                f"{wanted.sum()}, {wanted.tolist()}; record it again"
+            )
+        if self._one_vehicle and _sensors(recording.rig) != _sensors(self.rig):
+            raise RecordingError(
+                f"{recording.root}: the sensors of {recording.rig.name} are not those of {self.rig.name}, the first "
+                f"recording's ({RIG}); open one recording at a time"
+            )
 
 
 class RecordedSplit(Chosen):
@@ -151,10 +175,22 @@ class RecordedSplit(Chosen):
         indices = [index for index in np.flatnonzero(kept).tolist() if source.has_labels(index)]
         if not indices:
             raise DatasetError(
-                f"{root}: no frame of split {split!r} has labels, of {count} sequences; they come from /gt/segmentation"
+                f"{root}: no frame of split {split!r} has labels. Of its {count} sequences every fifth, or the last of "
+                "fewer, is val, the others are train, none is test; labels come from /gt/segmentation"
             )
         super().__init__(source, indices)
         self.taxonomy: Taxonomy = load_taxonomy("nuscenes")
+
+    def __getitem__(self, index: int) -> Frame:
+        """The frame at `index`. Raises DatasetError where a label is none of the classes."""
+        frame = super().__getitem__(index)
+        wrong = frame.labels[(frame.labels >= len(self.taxonomy.names)) & (frame.labels != IGNORE)]
+        if len(wrong):
+            raise DatasetError(
+                f"{frame.where}: label {wrong[0]} is none of the {len(self.taxonomy.names)} classes of nuScenes; map "
+                f"/gt/segmentation to them (config/datasets/nuscenes.yaml; {IGNORE} = ignore), and record again"
+            )
+        return frame
 
     def labelled_share(self, percent: int) -> list[int]:
         """Every n-th frame."""
@@ -163,9 +199,9 @@ class RecordedSplit(Chosen):
 
 def read_manifest(root: Path) -> list[Entry]:
     """Finished recordings of a folder. Raises RecordingError on a line that is broken, but for a last one cut off."""
-    path, entries = root / MANIFEST, []
+    path, entries = root / MANIFEST, dict[str, Entry]()
     if not path.is_file():
-        return entries
+        return []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
@@ -177,13 +213,17 @@ def read_manifest(root: Path) -> list[Entry]:
                 raise RecordingError(
                     f"{path}, line {number}: {error}; restore it, or record into a new folder"
                 ) from error
-            entries.append(entry)
-    return entries
+            entries[entry.recording] = entry
+    return list(entries.values())
 
 
 def append_entries(root: Path, entries: Iterable[Entry]) -> None:
-    """Adds lines to the manifest, each on the disk before the next; what a killed writer left of a line is cut off."""
+    """Adds lines to the manifest, each on the disk before the next; what a killed writer left of a line is cut off.
+
+    Raises RecordingError where another process does so at the same time.
+    """
     with (root / MANIFEST).open("ab+") as file:
+        _lock(file.fileno(), root)
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         for entry in entries:
@@ -197,14 +237,35 @@ def sequence_counts(recording: Recording) -> tuple[int, ...]:
     return tuple(len(list(frames)) for _, frames in groupby(recording.sequences))
 
 
+def _lock(descriptor: int, root: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RecordingError(f"another process is recording into {root}; let it end, or use another folder") from error
+    except OSError:  # some network file systems have no locks
+        return
+
+
+def _prefixes(roots: Sequence[Path]) -> list[str]:
+    """What tells the sequences of several roots apart. Raises RecordingError where a root is given twice."""
+    if len(set(roots)) < len(roots):
+        raise RecordingError(f"{', '.join(map(str, roots))}: a folder is named twice; its frames would count twice")
+    around = os.path.commonpath([root.parent for root in roots]) if roots else ""
+    return [f"{root.relative_to(around).as_posix()}/" for root in roots]
+
+
+def _sensors(rig: Rig) -> dict[str, Any]:
+    """What two recordings of one vehicle share: a rig that a bag itself tells has the bag's name and its delays."""
+    return replace(rig, name="", cameras=tuple(replace(mount, offset_ms=0.0) for mount in rig.cameras)).plain()
+
+
 def _shards(root: Path) -> Iterator[tuple[Path, str, list[int]]]:
     """(folder, name, frames of each sequence) of what lies at `root`."""
     if (root / FACTS).is_file():
-        recording = Recording(root)
-        yield root, root.name, list(sequence_counts(recording))
+        yield root, root.name, list(sequence_counts(Recording(root)))
         return
-    entries = {entry.recording: entry for entry in read_manifest(root)}
+    entries = read_manifest(root)
     if not entries:
         raise RecordingError(f"{root} is neither a recording ({FACTS}) nor has it finished ones ({MANIFEST})")
-    for _, entry in sorted(entries.items()):  # by name: in which order they were finished must not matter
+    for entry in sorted(entries, key=lambda e: e.recording):  # in which order they were finished must not matter
         yield root / entry.recording, entry.recording, list(entry.sequences)

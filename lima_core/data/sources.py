@@ -37,7 +37,7 @@ def open_source(spec: str, frames: int | None = None) -> FrameSource:
     if (folder / "recording.json").is_file() or (folder / "recordings.jsonl").is_file():
         from lima_core.data.recordings import Recordings
 
-        return Recordings(folder)
+        return Recordings(folder, one_vehicle=True)  # players and the doctor take its rig for every frame
     raise ValueError(
         f"{folder} holds neither a rosbag2 (metadata.yaml) nor nuScenes tables (<version>/sample_data.json), nor "
         "recordings (recording.json, recordings.jsonl)"

@@ -6,7 +6,7 @@ python -m lima_core.tools.nuscenes_to_bag ROOT OUT --scenes scene-0061 --keyfram
 Topics: /LIDAR_TOP, /CAM_*/image_rect_compressed (the JPEGs as they are) and camera_info, /tf and /odom at the stamp of
 every sensor file, /tf_static (latched), and at keyframes /gt/segmentation, /gt/detections and /gt/markers. Stamps and
 bag times are those of the tables. CAN bus, maps and radars are not needed and not written. The same tables give the
-same bytes. A scene whose bag is there is passed over: an interrupted call is simply repeated.
+same bytes. A scene whose bag is complete is passed over: an interrupted call is simply repeated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lima_core.data.nuscenes_drive import Drive, SensorFile, read_drive
 from lima_core.data.ros_cloud import pack_cloud
 from lima_core.files import inside
 from lima_core.runtime.bag_messages import bag_messages
-from lima_core.runtime.bag_writer import BagWriter, Storage
+from lima_core.runtime.bag_writer import BagWriter, Storage, is_complete
 from lima_core.runtime.detections import detection_array, marker_array
 
 WORLD, BASE, ODOMETRY_TOPIC = "map", "base_link", "/odom"
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             raise NuScenesError(f"{options.root} has no {', '.join(unknown)}; its scenes are {', '.join(known)}")
         for scene in options.scenes or known:
-            if (options.out / scene).is_dir():
-                print(f"{options.out / scene} is there and stays")
+            if is_complete(options.out / scene):
+                print(f"{options.out / scene} is complete and stays")
                 continue
             convert(source, scene, options.out / scene, options.keyframes_only, options.storage, options.lower)
     except (ValueError, OSError) as error:

@@ -3,7 +3,7 @@
 python -m lima_core.tools.street_to_bag OUT --seeds 0 20 --frames 40
 
 Each bag holds LiDAR, six cameras, odometry, /tf, /tf_static, /gt/segmentation and /gt/markers (boxes). Streets whose
-bag is there are passed over: an interrupted call is simply repeated.
+bag is complete are passed over: an interrupted call is simply repeated.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lima_core.data.drives import Strided
 from lima_core.data.synthetic.street import Street
 from lima_core.runtime.bag_frames import write_frames
+from lima_core.runtime.bag_writer import is_complete
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(argv)
     settings = (options.frames, options.stride, tuple(options.image_size), options.storage)
-    missing = [seed for seed in range(*options.seeds) if not (options.out / f"street-{seed}").is_dir()]
     try:
+        missing = [seed for seed in range(*options.seeds) if not is_complete(options.out / f"street-{seed}")]
         with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
             jobs = [pool.submit(drive, options.out / f"street-{seed}", seed, *settings) for seed in missing]
             for job in tqdm(as_completed(jobs), total=len(jobs), desc="driving", unit="street"):

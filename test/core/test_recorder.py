@@ -209,6 +209,19 @@ def test_late_messages(folder: Path) -> None:
     assert taken.recorder.counts == {"recorded": 4, "late": 1}
 
 
+def test_the_first_of_two_poses_of_a_stamp_counts(folder: Path) -> None:
+    """Whether the second has come when the sweep is decided depends on the way of the messages."""
+    sent = []
+    for message in drive(range(4)):
+        sent.append(message)
+        if message.topic == "/odom":
+            again = robots.odometry(message.stamp_ns, robots.x_at(message.stamp_ns) + 0.5)
+            sent.append(replace(message, message=again))
+    assert found(Taken(folder).feed(sent)) == one(0, 1, 2, 3)
+    for frame in (Recording(folder)[i] for i in range(4)):
+        assert frame.world_from_lidar[0, 3] == pytest.approx(robots.x_at(frame.stamp_ns), abs=1e-9)
+
+
 def test_without_poses_nothing_is_recorded(folder: Path) -> None:
     taken = Taken(folder).feed(without(drive(range(4)), "/odom"))
     assert found(taken) == [] and taken.recorder.counts == {"no_pose": 4}
@@ -362,12 +375,15 @@ def room(frames: int) -> float:
 
 
 def test_the_quota_ends_the_recording_before_it_is_exceeded(folder: Path) -> None:
-    writer = RecordingWriter(folder, RIG, quota_bytes=round(room(3) * 1e9))
-    taken = Taken(folder, writer=writer).feed(drive(range(8)))
+    """Room for two frames and most of a third."""
+    two = Taken(folder.with_name("two")).feed(drive(range(2)))
+    two.close()
+    quota = two.writer.bytes + 2000
+    taken = Taken(folder, writer=RecordingWriter(folder, RIG, quota_bytes=quota)).feed(drive(range(8)))
     assert "quota" in taken.recorder.full and "raise disk.quota_gb" in taken.recorder.full
-    assert found(taken) == one(*range(taken.recorder.counts["recorded"]))
-    assert 2 <= taken.recorder.counts["recorded"] <= 4 and taken.recorder.counts["full"] >= 4
-    assert sum(len(content) for name, content in files(folder).items() if "/" in name) <= room(3) * 1e9
+    assert found(taken) == one(0, 1) and taken.recorder.counts == {"recorded": 2, "full": 6}
+    stored = files(folder)
+    assert sum(len(stored[name]) for name in stored if "/" in name or name == "frames.jsonl") <= quota
     assert len(taken.warnings) == 1 and taken.warnings[0].startswith("recording stopped: ")
 
 

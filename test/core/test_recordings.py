@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace as replace_entry
 
 from lima_core.data import recordings
 from lima_core.data.datasets import open_dataset
+from lima_core.data.drives import DriveError
 from lima_core.data.frame import DatasetError
 from lima_core.data.recording import Recording
 from lima_core.data.recording_format import RecordingError
 from lima_core.data.recording_writer import RecordingWriter, TakenFrame
 from lima_core.data.recordings import MANIFEST, Entry, Recordings, SequenceRuns, append_entries, read_manifest
 from lima_core.data.rig import Rig
+from lima_core.data.sources import open_source
 from lima_core.lima.scenes import paired_order
+from lima_core.pretrain import DataConfig, open_drive
 
 RIG = Rig("toy", "/lidar", "lidar", np.eye(4))
 MANY = 2000
 
 
-def tiny(root: Path, name: str, frames: tuple[int, ...], labelled: bool = True) -> Entry:
+def tiny(
+    root: Path, name: str, frames: tuple[int, ...], labelled: bool = True, rig: Rig = RIG, label: int = 0
+) -> Entry:
     """A recording of sequences of one-point frames, whose x is the number of the sequence and y that of the frame."""
-    writer = RecordingWriter(root / name, RIG)
+    writer = RecordingWriter(root / name, rig)
     for count in frames:
         sequence = writer.start_sequence()
         for index in range(count):
             table = np.array([[sequence, index, 0, 1]], np.float32)
-            labels = np.array([sequence % 3], np.uint8) if labelled else None
+            labels = np.array([label], np.uint8) if labelled else None
             taken = TakenFrame(10**9 + index, "all", np.eye(4), ("x", "y", "z", "intensity"), table, {}, labels)
             writer.add(sequence, taken)
     writer.close()
@@ -59,12 +68,70 @@ def test_recordings_follow_by_name_whatever_was_finished_first(three: Path) -> N
 
 def test_several_roots_and_single_recordings(three: Path) -> None:
     both = Recordings([three / "a", three])
-    assert len(both) == 14 and both.sequences[0] == "a/a/0" and both.sequences[13] == f"{three.name}/c/0"
+    assert len(both) == 14 and both.sequences[0].endswith("/a/a/0") and both.sequences[13] == f"{three.name}/c/0"
     assert list(Recordings(three / "b").sequences) == ["b/0"] * 2 + ["b/1"] * 3
 
 
+def test_roots_of_one_name_stay_apart(tmp_path: Path) -> None:
+    roots = [tmp_path / robot / "recordings" for robot in ("one", "two")]
+    for root in roots:
+        root.mkdir(parents=True)
+        append_entries(root, [tiny(root, "monday", (2,))])
+    assert list(dict.fromkeys(Recordings(roots).sequences)) == [f"{r}/recordings/monday/0" for r in ("one", "two")]
+    with pytest.raises(RecordingError, match="named twice"):
+        Recordings([roots[0], roots[0]])
+
+
+def test_a_sequence_that_grew_since_moves_no_other(three: Path) -> None:
+    source = Recordings(three)
+    writer = RecordingWriter(three / "b", RIG)
+    table = np.array([[0, 2, 0, 1]], np.float32)
+    writer.add(0, TakenFrame(2 * 10**9, "all", np.eye(4), ("x", "y", "z", "intensity"), table))
+    writer.close()
+    assert [tuple(source[i].points[0, :2]) for i in range(4, 9)] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    assert [frame.points[0, 0] for frame in source.window(8, 9)] == [1, 1]
+
+
+def test_vehicles_may_differ_but_not_where_one_rig_must_hold(tmp_path: Path) -> None:
+    raised = np.eye(4)
+    raised[2, 3] = 2.0
+    told_by_another_bag = replace(RIG, name="tuesday")
+    for name, rig in (("a", RIG), ("b", told_by_another_bag), ("c", replace(RIG, base_from_lidar=raised))):
+        append_entries(tmp_path, [tiny(tmp_path, name, (1,), rig=rig)])
+    assert [frame.world_from_lidar[2, 3] for frame in map(Recordings(tmp_path).__getitem__, range(3))] == [0, 0, 2]
+    source = open_source(str(tmp_path))
+    assert source[1].sequence == "b/0"
+    with pytest.raises(RecordingError, match="c: the sensors of toy are not those of toy"):
+        source[2]
+
+
+def test_cameras_are_needed_to_pretrain(three: Path) -> None:
+    with pytest.raises(DriveError, match="toy has no cameras to learn from"):
+        open_drive(DataConfig(kind="recording", root=str(three)), 1)
+
+
+def test_of_two_lines_for_a_recording_the_later_one_holds(three: Path) -> None:
+    append_entries(three, [Entry("a", (3,), 1)])
+    assert [(entry.recording, entry.sequences) for entry in read_manifest(three)][1] == ("a", (3,))
+    assert len(Recordings(three)) == 9
+
+
+def test_two_processes_do_not_write_one_manifest(three: Path) -> None:
+    def meanwhile() -> Iterator[Entry]:
+        with pytest.raises(RecordingError, match="another process is recording"):
+            append_entries(three, [])
+        yield Entry("d", (1,), 1)
+
+    append_entries(three, meanwhile())
+    assert [entry.recording for entry in read_manifest(three)] == ["b", "a", "c", "d"]
+
+
 def test_thousands_of_recordings_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    append_entries(tmp_path, [tiny(tmp_path, f"r{index:04d}", (2,)) for index in range(MANY)])
+    entry = tiny(tmp_path, "r0000", (2,))
+    names = [f"r{index:04d}" for index in range(MANY)]
+    for name in names[1:]:
+        shutil.copytree(tmp_path / entry.recording, tmp_path / name)
+    append_entries(tmp_path, [replace_entry(entry, recording=name) for name in names])
     opened: list[Path] = []
     real = Recording.__init__
     monkeypatch.setattr(Recording, "__init__", lambda self, path: (opened.append(path), real(self, path))[1])
@@ -126,7 +193,7 @@ def test_nothing_recorded(tmp_path: Path) -> None:
 def test_a_recording_that_lost_frames_is_named(three: Path) -> None:
     file = three / "a" / "frames.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(True)[:2]))
-    with pytest.raises(RecordingError, match="2 frames, its manifest says 4"):
+    with pytest.raises(RecordingError, match=r"2 frames, \[2\] by sequence; its manifest says 4, \[4\]"):
         Recordings(three)
 
 
@@ -136,12 +203,22 @@ def test_labelled_split_holds_out_every_fifth_sequence(tmp_path: Path) -> None:
     assert set(val.sequences) == {"r2/0", "r4/1"} and not set(val.sequences) & set(train.sequences)
     assert len(train) == 160 and train.labelled_share(1) == [0, 100]
     assert train[0].labels.tolist() == [0] and len(train.taxonomy.names) == 16
-    append_entries(tmp_path, [])
     with pytest.raises(DatasetError, match="no frame of split 'test' has labels"):
         open_dataset("recording", tmp_path, "test")
     tiny(tmp_path, "unlabelled", (2, 2), labelled=False)
     with pytest.raises(DatasetError, match="has labels"):
         open_dataset("recording", tmp_path / "unlabelled", "train")
+
+
+@pytest.mark.parametrize(("label", "good"), [(15, True), (255, True), (16, False), (254, False)])
+def test_labels_are_of_the_classes(tmp_path: Path, label: int, good: bool) -> None:
+    tiny(tmp_path, "a", (1, 1), label=label)
+    frames = open_dataset("recording", tmp_path / "a", "train")
+    if good:
+        assert frames[0].labels.tolist() == [label]
+    else:
+        with pytest.raises(DatasetError, match=f"a/0 frame 0: label {label} is none of the 16 classes"):
+            frames[0]
 
 
 def test_manifest_is_plain_json(three: Path) -> None:
