@@ -22,7 +22,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection, QosDurability
 from rosbags.typesys import Stores, get_typestore
 
-from lima_core.data.bag_poses import BagPoses
+from lima_core.data.bag_poses import BagPoses, header_ns
 from lima_core.data.classes import load_taxonomy
 from lima_core.data.frame import Boxes, CameraView, Detections, Frame
 from lima_core.data.rig import CameraMount, Rig, is_rectified
@@ -224,7 +224,7 @@ class Bag:
         if abs(stamp_ns - due_ns) > self.tolerance_ns or not self._poses.tree.knows(self.rig.base_frame, stamp_ns):
             return None
         info = self._infos[mount.info_topic]
-        with _naming(self.path, mount.info_topic, stamp_ns):
+        with _naming(self.path, mount.info_topic, header_ns(info.header)):
             K, distortion, size = camera_from_info(info, is_rectified(mount.image_topic))
         world_from_camera = self._poses.tree.root_from(self.rig.base_frame, stamp_ns) @ mount.base_from_camera
         where = f"{self.path.name}{mount.image_topic} at {stamp_ns} ns"

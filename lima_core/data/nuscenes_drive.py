@@ -63,7 +63,7 @@ def read_drive(folder: Path, scene: str, keyframes_only: bool = False) -> Drive:
     used = np.unique(rows["mount"])
     mount = _constant(folder, scene, names, mounts["pose"], used, "mounted at")
     K = _constant(folder, scene, names, mounts["intrinsic"], used, "calibrated as")
-    del K[LIDAR]
+    K.pop(LIDAR, None)  # a scene may have cameras alone
     base_from_sensor = {name: se3.transform(pose[:4], pose[4:]) for name, pose in mount.items()}
     return Drive(scene, files, base_from_sensor, K)
 

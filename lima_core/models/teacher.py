@@ -85,6 +85,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images -> (B, C, H/14, W/14) float32 features before the final norm."""
+        if not len(images):  # a frame without pictures: the cameras had not begun
+            return images.new_zeros((0, self.channels, *self.grid))
         lower = images.is_cuda and self.dtype is not torch.float32
         # disabled explicitly otherwise: the trainer's own autocast must not reach the teacher
         with torch.autocast(images.device.type, self.dtype, enabled=lower):

@@ -110,6 +110,11 @@ def test_frozen_and_always_in_eval_mode(small):
     (grid * torch.ones(1, requires_grad=True)).sum().backward()  # fails on a tensor of inference mode
 
 
+def test_a_frame_without_pictures_has_no_features(small):
+    one, none = (small(small.prepare(pictures)) for pictures in ([np.zeros((40, 60, 3), np.uint8)], []))
+    assert none.shape == (0, *one.shape[1:]) and none.dtype == one.dtype
+
+
 def test_a_cpu_computes_in_float32_whatever_the_precision(small, random_weights):
     images = torch.randn(1, 3, 28, 42, generator=torch.Generator().manual_seed(0))
     exact = small(images)

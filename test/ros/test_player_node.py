@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 
 from bags import BagWriter
+from lima_core.data.classes import load_taxonomy
 from lima_core.data.frame import CameraView, Frame, Image
 from lima_core.data.rig import CameraMount, Rig
+from lima_core.data.ros_boxes import marker_boxes
+from lima_core.data.synthetic.street import Street
 from lima_core.geometry import se3
+from lima_core.runtime.bag_frames import write_frames
 from lima_core.runtime.frame_messages import Outgoing, frame_messages
 from lima_core.runtime.messages import pose_from_odometry, stamp_ns
 from lima_ros.convert import ROS
@@ -227,6 +231,23 @@ def test_node_plays_recorded_bytes_as_they_are(start_node: Callable, tester: obj
         tester.spin_until(lambda: process.returncode is not None, 30, "the end of the player")
     assert process.returncode == 0, process.output()
     assert [float(read_cloud(cloud)["x"][0]) for cloud in clouds] == [0.0, 1.0, 2.0]
+
+
+def test_node_sends_the_boxes_of_its_frames(start_node: Callable, tester: object, tmp_path: Path) -> None:
+    from visualization_msgs.msg import MarkerArray
+
+    street = Street(3, frames=1, image_size=(64, 32))
+    source = write_frames(street, tmp_path / "street")
+    arrays = tester.collect(MarkerArray, "/gt/markers")
+    with start_node("player_node", {"source": str(source), "wait_for": "/gt/markers"}) as process:
+        tester.spin_until(lambda: process.returncode is not None, 60, "the end of the player")
+        assert process.returncode == 0, process.output()
+    (array,) = arrays
+    found, wanted = marker_boxes(array, load_taxonomy("nuscenes").detection_names), street[0].boxes
+    assert stamp_ns(array.markers[0].header.stamp) == street[0].stamp_ns
+    assert len(wanted) > 3 and set(found.score) == {1.0}
+    np.testing.assert_allclose(found.boxes.center, wanted.center, atol=1e-9)
+    np.testing.assert_array_equal(found.boxes.class_id, wanted.class_id)
 
 
 @pytest.mark.parametrize(
