@@ -186,7 +186,8 @@ def write_page(out: Path, done: Sequence[tuple[Step, float]], rows: Sequence[Row
         parts.append(_picture(f"live_{name}/bev_0.png", f"The node on the unseen drive: {title}"))
     parts.append(_picture("live_lima/overlays_0.png", "What it says, in the cameras"))
     for step, seconds in done:
-        parts.append(f"<h3>{escape(step.title)} ({seconds:.0f} s)</h3><pre>{escape(step.line)}</pre>")
+        parts.append(f"<h3>{escape(step.title)} ({seconds:.0f} s)</h3>")
+        parts.append(f'<pre style="white-space: pre-wrap">{escape(step.line)}</pre>')
     title = "From a drive to a network that perceives"
     return write_whole(out / "tutorial.html", PAGE.format(title=title, body="\n".join(parts)))
 
