@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -25,3 +26,16 @@ def inside(root: Path, name: str | Path) -> Path:
     if not path.is_relative_to(root):
         raise ValueError(f"{root / name} leads out of {root}, to {path}; put the file itself there")
     return path
+
+
+def hold_alone(descriptor: int) -> None:
+    """Locks an open file until it is closed or the process ends. Raises BlockingIOError where another one holds it.
+
+    Does nothing on file systems without locks, as some in networks are.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return

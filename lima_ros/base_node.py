@@ -11,9 +11,11 @@ from functools import partial
 from typing import Any
 
 import rclpy
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 
@@ -28,12 +30,14 @@ class BaseNode(LifecycleNode):
     """A lifecycle node; a transition that fails says why in the log and in `problem`, and undoes itself.
 
     `settings` are the checked parameters of `table`. Subclasses call `attempt` in their transitions, and implement
-    `release`, which undoes activate and configure as far as they came.
+    `release`, which undoes activate and configure as far as they came, and `check_change`.
     """
 
     def __init__(self, name: str, table: tuple[parameters.Parameter, ...]) -> None:
         super().__init__(name, automatically_declare_parameters_from_overrides=True)
+        self._table = {parameter.name: parameter for parameter in table}
         self.settings = self._declare(table)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)  # timers must not follow a bag's clock
         self._inputs: list[Callable[[], object]] = []  # how to destroy what `activate` made
         self._warned_s: dict[str, float] = {}
@@ -44,6 +48,19 @@ class BaseNode(LifecycleNode):
     def release(self) -> None:
         """Gives everything back."""
         raise NotImplementedError
+
+    def check_change(self, parameter: parameters.Parameter, value: parameters.Value) -> None:
+        """Raises ParameterError where a parameter cannot take a (checked) value while the node is configured."""
+        raise NotImplementedError
+
+    def changed(self, names: set[str]) -> None:
+        """Parameters of these names have new values, which are in `settings`."""
+
+    def take_parameters(self) -> parameters.Resolved:
+        """Reads all of them anew into `settings`, and returns these. Raises ParameterError."""
+        given = {name: self.get_parameter(name).value for name in self._table}
+        self.settings = parameters.resolve(given, self._table.values())
+        return self.settings
 
     def start(self) -> bool:
         """Configures where needed and activates; False, with `problem`, where that fails."""
@@ -102,6 +119,21 @@ class BaseNode(LifecycleNode):
         for destroy in self._inputs:
             destroy()
         self._inputs.clear()
+
+    def _on_set_parameters(self, given: list[RosParameter]) -> SetParametersResult:
+        """All of a call or none."""
+        ours = [(self._table[p.name], p.value) for p in given if p.name in self._table]
+        try:
+            for parameter, value in ours:
+                checked = parameter.check(value)
+                if self.configured:
+                    self.check_change(parameter, checked)
+        except parameters.ParameterError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        for parameter, value in ours:
+            self.settings.change(parameter.name, parameter.check(value))
+        self.changed({parameter.name for parameter, _ in ours})
+        return SetParametersResult(successful=True)
 
     def _declare(self, table: tuple[parameters.Parameter, ...]) -> parameters.Resolved:
         """Declares every parameter with its checked value and logs it with its source."""

@@ -143,7 +143,7 @@ class Evaluation:
 
     def columns(self) -> list[Column]:
         """IoU and AP by class and distance, of what could be compared so far."""
-        found = [iou_column(self.class_names, self._distances.matrices)] if self.matched else []
+        found = [iou_column(self.class_names, self._distances)] if self.matched else []
         if self.boxes_matched:
             found.append(ap_column(self._boxes.overall.result(), self._boxes.by_distance()))
         return found

@@ -10,7 +10,7 @@ import numpy as np
 
 from lima_core.metrics.detection import DetectionResult
 from lima_core.metrics.live import class_aps, mean_ap
-from lima_core.metrics.segmentation import ConfusionMatrix, range_names
+from lima_core.metrics.segmentation import DistanceBins, range_names
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Column:
     by_class_and_distance: np.ndarray  # (distances, C)
 
 
-def iou_column(names: Sequence[str], matrices: Sequence[ConfusionMatrix]) -> Column:
-    """IoU of confusions by distance."""
-    total = sum(matrices[1:], matrices[0])
-    each = np.stack([matrix.iou() for matrix in matrices])
-    return Column("IoU", tuple(names), total.miou(), total.iou(), tuple(m.miou() for m in matrices), each)
+def iou_column(names: Sequence[str], distances: DistanceBins) -> Column:
+    """IoU of all points, and of those at each distance."""
+    total, means = distances.total(), tuple(matrix.miou() for matrix in distances.matrices)
+    each = np.stack([matrix.iou() for matrix in distances.matrices])
+    return Column("IoU", tuple(names), total.miou(), total.iou(), means, each)
 
 
 def ap_column(overall: DetectionResult, by_distance: Sequence[DetectionResult]) -> Column:

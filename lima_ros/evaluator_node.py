@@ -36,9 +36,9 @@ from lima_core.data.bag import BOXES_TOPIC, DETECTIONS_TOPIC, TRUTH_TOPIC
 from lima_core.data.classes import load_taxonomy
 from lima_core.data.rig import Rig
 from lima_core.data.ros_boxes import detection_boxes, marker_boxes
+from lima_core.data.ros_header import stamp_ns
 from lima_core.geometry import se3
 from lima_core.runtime.health import OK, Status
-from lima_core.runtime.messages import stamp_ns
 from lima_core.runtime.parameters import resolve
 from lima_ros import evaluation
 from lima_ros.convert import ROS, diagnostics_message, message_class

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lima_core.data.rig import CameraMount
-from lima_core.runtime.messages import stamp_ns
+from lima_core.data.ros_header import stamp_ns
 from lima_core.runtime.parameters import Resolved
 from lima_core.runtime.pipeline import NO_SET, Sweep
 from lima_core.runtime.synchronizer import SyncedSweep, TimedImage

@@ -20,9 +20,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PointStamped
 from nav_msgs.msg import Odometry
-from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-from rclpy.parameter import Parameter as RosParameter
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Float64
@@ -53,7 +51,6 @@ class PerceptionNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("perception", parameters.PARAMETERS)
-        self.add_on_set_parameters_callback(self._on_set_parameters)
         self._pipeline: Pipeline | None = None
         self._tf: tf_node.TfListener | None = None
         self._out: dict[str, Publisher] = {}
@@ -93,7 +90,7 @@ class PerceptionNode(BaseNode):
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
-        self.settings = parameters.resolve({p.name: self.get_parameter(p.name).value for p in parameters.PARAMETERS})
+        self.take_parameters()
         self._checkpoint = str(self.settings["checkpoint"] or STREET_CHECKPOINT)
         rig = Rig.load(self.settings["rig"]) if self.settings["rig"] else None
         make_sync = filters_node.factory(self.settings["sync.policy"])
@@ -242,22 +239,14 @@ class PerceptionNode(BaseNode):
     def _on_clicked(self, msg: PointStamped) -> None:
         self._pipeline.on_click(msg)
 
-    def _on_set_parameters(self, changed: list[RosParameter]) -> SetParametersResult:
-        """Live parameters at any time, the others while there is no network; all of a call or none."""
-        table = {parameter.name: parameter for parameter in parameters.PARAMETERS}
-        ours = [(table[p.name], p.value) for p in changed if p.name in table]
-        try:
-            for parameter, value in ours:
-                checked = parameter.check(value)
-                if self._pipeline is not None:
-                    self._pipeline.check_change(parameter, checked)
-        except parameters.ParameterError as error:
-            return SetParametersResult(successful=False, reason=str(error))
-        for parameter, value in ours:
-            self.settings.change(parameter.name, parameter.check(value))
-        if LABEL_INFO in self._out and any(parameter.name == "detections.min_score" for parameter, _ in ours):
+    def check_change(self, parameter: parameters.Parameter, value: parameters.Value) -> None:
+        """Live parameters may be changed while there is a network."""
+        self._pipeline.check_change(parameter, value)
+
+    def changed(self, names: set[str]) -> None:
+        """The threshold of the boxes is told to late subscribers too."""
+        if LABEL_INFO in self._out and "detections.min_score" in names:
             self._publish_label_info()
-        return SetParametersResult(successful=True)
 
     def _on_status(self) -> None:
         silent = self._silent_now()

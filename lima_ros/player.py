@@ -10,12 +10,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from lima_core.data.bag import BagMessages
 from lima_core.data.frame import FrameSource
-from lima_core.runtime.frame_messages import Outgoing, frame_messages
+from lima_core.runtime.frame_messages import Batch, Outgoing, frame_messages
 from lima_core.runtime.parameters import Parameter
 from lima_ros.convert import ROS
 
@@ -40,14 +39,6 @@ PARAMETERS = (
 )
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Messages in stamp order that belong together; time runs on only within one `sequence`."""
-
-    sequence: str
-    messages: tuple[Outgoing, ...]
 
 
 def frame_batches(source: FrameSource, transport: str, loops: int, start_offset_s: float, keep: int) -> Iterator[Batch]:
@@ -97,24 +88,6 @@ def _count(loops: int) -> Iterator[int]:
     while loops == 0 or loop < loops:
         yield loop
         loop += 1
-
-
-def merged(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Batches of one sequence merged in stamp order: a camera of the next frame may come before this sweep."""
-    pending: list[Outgoing] = []
-    sequence = ""
-    for batch in batches:
-        if batch.sequence != sequence:
-            if pending:
-                yield Batch(sequence, tuple(pending))
-            pending, sequence = [], batch.sequence
-        begin_ns = batch.messages[0].stamp_ns
-        ready = tuple(m for m in pending if m.stamp_ns < begin_ns)
-        if ready:
-            yield Batch(sequence, ready)
-        pending = sorted([*pending[len(ready) :], *batch.messages], key=lambda m: m.stamp_ns)
-    if pending:
-        yield Batch(sequence, tuple(pending))
 
 
 class Prefetch(Generic[T]):

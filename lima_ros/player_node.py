@@ -25,6 +25,7 @@ from lima_core.data.bag import BOXES_TOPIC, CLOUD, MARKERS, ODOMETRY, TRUTH_TOPI
 from lima_core.data.rig import Rig
 from lima_core.data.sources import open_source
 from lima_core.files import write_whole
+from lima_core.runtime.frame_messages import Batch, merged
 from lima_core.runtime.parameters import resolve
 from lima_ros import player
 from lima_ros.convert import ROS, message_class
@@ -71,12 +72,12 @@ class PlayerNode(Node):
             self._prefetch.close()
             self._summarize(pacer)
 
-    def _frames(self) -> Iterator[player.Batch]:
+    def _frames(self) -> Iterator[Batch]:
         settings = self._settings
         source = open_source(settings["source"], settings["frames"] or None)
         self._create_publishers(source.rig, settings["transport"])
         self._frames_in_all = len(source) * settings["loops"]
-        return player.merged(
+        return merged(
             player.frame_batches(
                 source, settings["transport"], settings["loops"], settings["start_offset_s"], settings["prefetch"]
             )
@@ -91,7 +92,7 @@ class PlayerNode(Node):
             self._publishers_by_topic[topic] = self.create_publisher(message_class(name), topic, QUEUE)
         self._frame_topics = {rig.lidar_topic}
 
-    def _recorded(self) -> Iterator[player.Batch]:
+    def _recorded(self) -> Iterator[Batch]:
         settings = self._settings
         bag = BagMessages(settings["source"])
         for topic, name in bag.types.items():
@@ -121,7 +122,7 @@ class PlayerNode(Node):
                 raise TimeoutError(f"after {seconds:g} s nobody has subscribed to {', '.join(sorted(missing))}")
             time.sleep(0.05)
 
-    def _send(self, batch: player.Batch, pacer: player.Pacer) -> None:
+    def _send(self, batch: Batch, pacer: player.Pacer) -> None:
         for outgoing in batch.messages:
             while (delay_s := pacer.delay_s(batch.sequence, outgoing.stamp_ns)) > 0:
                 self._tick(outgoing.stamp_ns - round(delay_s * self._settings["rate"] * 1e9))

@@ -20,9 +20,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
-from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_srvs.srv import Trigger
@@ -31,9 +29,9 @@ from lima_core.data.bag import TRUTH_TOPIC
 from lima_core.data.recording_writer import RecordingWriter
 from lima_core.data.rig import Rig
 from lima_core.runtime import health
-from lima_core.runtime.parameters import Parameter, resolve
+from lima_core.runtime.parameters import Parameter, ParameterError, Value
 from lima_core.runtime.recorder import Recorder
-from lima_core.runtime.recorder_parameters import GIGABYTE, RECORDING
+from lima_core.runtime.recorder_parameters import RECORDING, disk_limits
 from lima_core.runtime.recorder_status import Progress, recorder_status, summary_line
 from lima_core.runtime.recorder_thread import RecorderThread
 from lima_core.runtime.triggers import features_of
@@ -61,7 +59,6 @@ class RecorderNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("recorder", PARAMETERS)
-        self.add_on_set_parameters_callback(self._on_set_parameters)
         self._worker: RecorderThread | None = None
         services = {"pause": self._pause, "resume": self._resume, "toggle_paused": self._toggle}
         services |= {"is_paused": self._is_paused, "split_bagfile": self._split, "snapshot": self._snapshot}
@@ -112,17 +109,14 @@ class RecorderNode(BaseNode):
         self._worker.ask(self._writer.sync, ANSWER_S)
 
     def _configure(self) -> None:
-        settings = self.settings = resolve({p.name: self.get_parameter(p.name).value for p in PARAMETERS}, PARAMETERS)
+        settings = self.take_parameters()
         for name, what in (("out", "a folder for the recording"), ("rig", "a rig file, see config/rigs")):
             if not settings[name]:
                 raise ValueError(f"parameter {name} is empty: name {what}")
         self._rig = Rig.load(settings["rig"])
         self._tf = _tf_message() if settings["poses"] == "tf" else None
-        limits = (settings["disk.quota_gb"], settings["disk.min_free_gb"])
         features = features_of(settings)
-        self._writer = RecordingWriter(
-            settings["out"], self._rig, *(round(gigabytes * GIGABYTE) for gigabytes in limits), settings["disk.sync_s"]
-        )
+        self._writer = RecordingWriter(settings["out"], self._rig, *disk_limits(settings), settings["disk.sync_s"])
         self._recorder = Recorder(self._rig, settings, self._writer, self.warn, features)
         self._broken = ""
         self._worker = RecorderThread(self._recorder, round(settings["queue_mb"] * 1e6), self._on_error)
@@ -178,19 +172,9 @@ class RecorderNode(BaseNode):
         self._broken = f"a message was not recorded: {type(error).__name__}: {error}"
         self.get_logger().error(self._broken)
 
-    def _on_set_parameters(self, changed: list[RosParameter]) -> SetParametersResult:
-        """While the node is unconfigured; all of a call or none."""
-        table = {parameter.name: parameter for parameter in PARAMETERS}
-        ours = [(table[p.name], p.value) for p in changed if p.name in table]
-        try:
-            for parameter, value in ours:
-                parameter.check(value)
-        except ValueError as error:
-            return SetParametersResult(successful=False, reason=str(error))
-        if ours and self.configured:
-            reason = f"parameter {ours[0][0].name} is fixed while the node is configured: clean up first"
-            return SetParametersResult(successful=False, reason=reason)
-        return SetParametersResult(successful=True)
+    def check_change(self, parameter: Parameter, value: Value) -> None:
+        """None may be changed while the recording is open."""
+        raise ParameterError(f"parameter {parameter.name} is fixed while the node is configured: clean up first")
 
     # ---- services
 

@@ -20,8 +20,8 @@ from sensor_msgs.msg import PointCloud2
 
 from lima_core.data.frame import CameraView, Frame, Image
 from lima_core.data.rig import Rig
+from lima_core.data.ros_header import stamp_ns
 from lima_core.runtime.frame_messages import frame_messages
-from lima_core.runtime.messages import stamp_ns
 from lima_core.runtime.transforms import static_camera_from_lidar
 from lima_ros import bringup
 from lima_ros.convert import ROS

@@ -7,7 +7,6 @@ more; clouds and pictures are read when a frame is asked for.
 from __future__ import annotations
 
 import logging
-import struct
 import weakref
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -22,12 +21,14 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection, QosDurability
 from rosbags.typesys import Stores, get_typestore
 
-from lima_core.data.bag_poses import BagPoses, header_ns
+from lima_core.data import ros_header
+from lima_core.data.bag_poses import BagPoses
 from lima_core.data.classes import load_taxonomy
-from lima_core.data.frame import Boxes, CameraView, Detections, Frame
+from lima_core.data.frame import Boxes, CameraView, Frame
 from lima_core.data.rig import CameraMount, Rig, is_rectified
 from lima_core.data.ros_boxes import detection_boxes, marker_boxes
 from lima_core.data.ros_cloud import cloud_points, read_cloud
+from lima_core.data.ros_header import read_header
 from lima_core.data.ros_image import camera_from_info, image_from_message
 from lima_core.geometry import se3
 
@@ -163,7 +164,7 @@ class Bag:
             if topic not in self._infos:
                 self._infos[topic] = self._reader.deserialize(raw, kind)
         else:
-            stamp_ns, frame_id = _header(raw, ARRAY_COUNT if kind == MARKERS else 0)
+            stamp_ns, frame_id = _header(raw, kind)
             entry = self._stamps.setdefault(topic, _Stamps(frame_id))
             entry.bag_time_ns[stamp_ns] = bag_time_ns
 
@@ -213,7 +214,7 @@ class Bag:
         connections = self._reader.topics[topic].connections
         for connection, _, raw in _read_on(self.path, self._reader.messages(connections, start=at, stop=at + 1)):
             with _naming(self.path, topic, at):
-                if _header(raw, ARRAY_COUNT if connection.msgtype == MARKERS else 0)[0] == stamp_ns:
+                if _header(raw, connection.msgtype)[0] == stamp_ns:
                     return self._reader.deserialize(raw, connection.msgtype)
         raise BagError(f"{self.path}: the message of {topic} at {stamp_ns} ns is gone; has the bag changed?")
 
@@ -224,7 +225,7 @@ class Bag:
         if abs(stamp_ns - due_ns) > self.tolerance_ns or not self._poses.tree.knows(self.rig.base_frame, stamp_ns):
             return None
         info = self._infos[mount.info_topic]
-        with _naming(self.path, mount.info_topic, header_ns(info.header)):
+        with _naming(self.path, mount.info_topic, ros_header.stamp_ns(info.header.stamp)):
             K, distortion, size = camera_from_info(info, is_rectified(mount.image_topic))
         world_from_camera = self._poses.tree.root_from(self.rig.base_frame, stamp_ns) @ mount.base_from_camera
         where = f"{self.path.name}{mount.image_topic} at {stamp_ns} ns"
@@ -251,11 +252,12 @@ class Bag:
     def _boxes(self, stamp_ns: int) -> Boxes | None:
         """Boxes of /gt/markers, else of /gt/detections, at the sweep's stamp. Raises BagError where they are broken."""
         names = load_taxonomy("nuscenes").detection_names
-        for topic, read in ((BOXES_TOPIC, marker_boxes), (DETECTIONS_TOPIC, detection_boxes)):
+        readers = {BOXES_TOPIC: lambda message: marker_boxes(message, names).boxes}
+        readers[DETECTIONS_TOPIC] = lambda message: detection_boxes(message, names)
+        for topic, read in readers.items():
             if topic in self._stamps and stamp_ns in self._stamps[topic].bag_time_ns:
                 with _naming(self.path, topic, stamp_ns):
-                    found = read(self._read(topic, stamp_ns), names)
-                return found.boxes if isinstance(found, Detections) else found
+                    return read(self._read(topic, stamp_ns))
         return None
 
     def _found_rig(self) -> Rig:
@@ -333,6 +335,11 @@ class BagMessages:
         self.latched = {t for t, info in self._reader.topics.items() if any(map(_is_latched, info.connections))}
         self.latched |= {topic for topic in self.types if topic.endswith("tf_static")}  # some writers leave QoS out
 
+    @property
+    def listing(self) -> str:
+        """Its topics with their types, each on a line of its own."""
+        return "".join(f"\n  {topic}: {kind}" for topic, kind in sorted(self.types.items()))
+
     def __iter__(self) -> Iterator[tuple[int, str, bytes]]:
         """Raises BagError where the bag is broken further on."""
         # a generator keeps this object, and with it the file, for as long as somebody reads
@@ -380,17 +387,11 @@ def _naming(path: Path, topic: str, at_ns: int) -> Iterator[None]:
         ) from error
 
 
-def _header(raw: bytes, before: int = 0) -> tuple[int, str]:
-    """Stamp in ns and frame of the std_msgs/Header at the beginning of a CDR message, `before` bytes into it.
+def _header(raw: bytes, kind: str) -> tuple[int, str]:
+    """Stamp in ns and frame of a message, of the first one in an array of markers; one without any has the stamp 0.
 
-    4 bytes of encapsulation come first. An array without elements has the stamp 0. Raises ValueError, IndexError or
-    struct.error where the message ends in its header.
+    Raises as read_header.
     """
-    if before and len(raw) < before + 16:  # an array without elements
-        return 0, ""
-    order = "<" if raw[1] & 1 else ">"
-    seconds, nanoseconds, length = struct.unpack_from(f"{order}iII", raw, before + 4)
-    end = before + 15 + length
-    if end > len(raw):
-        raise ValueError(f"it has {len(raw)} bytes, its header alone {end}")
-    return seconds * 1_000_000_000 + nanoseconds, bytes(raw[before + 16 : end]).decode()
+    if kind != MARKERS:
+        return read_header(raw)
+    return read_header(raw, ARRAY_COUNT) if len(raw) >= ARRAY_COUNT + 16 else (0, "")

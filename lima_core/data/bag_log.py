@@ -15,6 +15,7 @@ from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_typestore
 
 from lima_core.data.bag import CLOUD, COMPRESSED, INFO, ODOMETRY, RAW, TRANSFORMS, BagMessages
+from lima_core.data.ros_header import stamp_ns
 
 STAMPED = (CLOUD, COMPRESSED, RAW, INFO, ODOMETRY)
 UNREADABLE = (AnyReaderError, ReaderError, SerdeError, sqlite3.DatabaseError, struct.error, ValueError, IndexError)
@@ -109,4 +110,4 @@ class Recording:
         child, stamp = item.child_frame_id.lstrip("/"), item.header.stamp
         self.parents[child] = item.header.frame_id.lstrip("/")
         if moves:
-            self.moving.setdefault(child, []).append(stamp.sec * 10**9 + stamp.nanosec)
+            self.moving.setdefault(child, []).append(stamp_ns(stamp))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lima_core.data.ros_header import stamp_ns
 from lima_core.data.tf_tree import TransformTree
 from lima_core.geometry import se3
 
@@ -23,13 +24,13 @@ class BagPoses:
         """A TFMessage; `fixed` where it holds for all time."""
         for item in message.transforms:
             parent, child = item.header.frame_id.lstrip("/"), item.child_frame_id.lstrip("/")
-            parent_from_child = _pose(item.transform.translation, item.transform.rotation)
+            parent_from_child = pose_of(item.transform.translation, item.transform.rotation)
             if parent_from_child is None:
                 self.lost[child] += 1
             elif fixed:
                 self.tree.add_fixed(parent, child, parent_from_child)
             else:
-                self.tree.add(parent, child, header_ns(item.header), parent_from_child)
+                self.tree.add(parent, child, stamp_ns(item.header.stamp), parent_from_child)
 
     def add_odometry(self, message: Any) -> None:
         """An Odometry message, which waits for `join_odometry`."""
@@ -41,19 +42,14 @@ class BagPoses:
             if self.tree.moves(child):
                 continue
             for message in messages:
-                pose = _pose(message.pose.pose.position, message.pose.pose.orientation)
+                pose = pose_of(message.pose.pose.position, message.pose.pose.orientation)
                 if pose is None:
                     self.lost[child] += 1
                 else:
-                    self.tree.add(message.header.frame_id, child, header_ns(message.header), pose)
+                    self.tree.add(message.header.frame_id, child, stamp_ns(message.header.stamp), pose)
 
 
-def header_ns(header: Any) -> int:
-    """Of a std_msgs/Header."""
-    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
-
-
-def _pose(translation: Any, rotation: Any) -> np.ndarray | None:
+def pose_of(translation: Any, rotation: Any) -> np.ndarray | None:
     """(4, 4) parent_from_child, None where a number is not finite or the quaternion is zero."""
     t = np.array([translation.x, translation.y, translation.z])
     q = np.array([rotation.w, rotation.x, rotation.y, rotation.z])

@@ -46,9 +46,10 @@ CHUNK = 1 << 22
 class Recording:
     """Frames of one recording, sequence by sequence in order of time.
 
-    Only the place of each line is kept in memory, 32 bytes a frame; lines and files are read when a frame is asked for.
-    `sequences` (len,) the name of each frame's sequence, <folder>/<number>. Raises RecordingError on a folder that is
-    no recording; on reading, where a file is missing, changed or outside of the folder.
+    Only the place of each line is kept in memory, some 40 bytes a frame; lines and files are read when a frame is
+    asked for. `sequences` (len,) the name of each frame's sequence, <folder>/<number>; `counts` frames of each, in
+    order; `labelled` (len,) bool. Raises RecordingError on a folder that is no recording; on reading, where a file is
+    missing, changed or outside of the folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -58,11 +59,13 @@ class Recording:
         self._calibration: dict[str, list[CalibrationEntry]] | None = None
         places = array("q")
         for at, end, frame in lines(self.root):
-            places.extend((at, end, frame.sequence, frame.stamp_ns))
-        table = np.frombuffer(places, np.int64).reshape(-1, 4)
+            places.extend((at, end, frame.sequence, frame.stamp_ns, frame.labels is not None))
+        table = np.frombuffer(places, np.int64).reshape(-1, 5)
         # snapshots are committed between the frames of the drive: by sequence they are in order
         table = table[np.lexsort((table[:, 3], table[:, 2]))]
         self._where, self._sequence = table[:, :2], table[:, 2].astype(np.int32)
+        self.counts = np.unique(self._sequence, return_counts=True)[1]
+        self.labelled = table[:, 4].astype(bool)
         self._begin = np.searchsorted(self._sequence, self._sequence)  # the first frame of each one's sequence
 
     @property

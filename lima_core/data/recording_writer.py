@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -35,7 +34,7 @@ from lima_core.data.recording_format import (
     sealed,
 )
 from lima_core.data.rig import Rig
-from lima_core.files import write_whole
+from lima_core.files import hold_alone, write_whole
 
 OURS = re.compile(r"\d{4,}_-?\d+\.(bin|jpg|png)")  # names of files that a writer makes
 REMEMBERED = 64  # pictures of a sequence that a further frame may share
@@ -185,11 +184,9 @@ class RecordingWriter:
     def _lock(self) -> None:
         """Raises RecordingError where another process records here; the lock goes with the process, however it ends."""
         try:
-            fcntl.flock(self._out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold_alone(self._out)
         except BlockingIOError as error:
             raise RecordingError(f"{self.root} is being recorded by another process; choose another folder") from error
-        except OSError:  # some network file systems have no locks
-            return
 
     def _take_over(self, resume: bool) -> None:
         """Counts what is there, and removes what a killed writer left of the frame that it was at."""

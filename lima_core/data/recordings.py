@@ -7,13 +7,11 @@ the later one holds, and a line that was cut off is none.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from lima_core.data.recording_format import FACTS, RIG, RecordingError
 from lima_core.data.rig import Rig
 from lima_core.data.scans import Split
 from lima_core.data.splits import Chosen, share_of_frames
-from lima_core.files import inside
+from lima_core.files import hold_alone, inside
 
 MANIFEST = "recordings.jsonl"
 OPEN = 16  # recordings whose lines are indexed at a time
@@ -54,7 +52,7 @@ class SequenceRuns(Sequence[str]):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> str:
-        return self._names[int(np.searchsorted(self._ends, range(len(self))[index], side="right"))]
+        return self._names[self.find(range(len(self))[index])[0]]
 
     def __iter__(self) -> Iterator[str]:
         for name, count in zip(self._names, self._counts.tolist(), strict=True):
@@ -117,9 +115,9 @@ class Recordings:
         return [replace(frame, sequence=self.sequences[index]) for frame in recording.window(place, k)]
 
     def has_labels(self, index: int) -> bool:
-        """Whether a frame was recorded with ground truth; only its line is read."""
+        """Whether a frame was recorded with ground truth; nothing is read."""
         recording, place = self._place(range(len(self))[index])
-        return recording.line(place).labels is not None
+        return bool(recording.labelled[place])
 
     def __getstate__(self) -> dict[str, Any]:
         """What is open stays behind: worker processes open their own."""
@@ -136,7 +134,7 @@ class Recordings:
         """An open recording, and the first frame of each of its sequences."""
         if shard not in self._open:
             recording = Recording(self._folders[shard])
-            there = np.array(sequence_counts(recording), np.int64)
+            there = recording.counts
             self._check(recording, there, self._counts[slice(*self._begins[shard : shard + 2])])
             self._open[shard] = recording, np.cumsum(there) - there
             if len(self._open) > OPEN:
@@ -223,27 +221,18 @@ def append_entries(root: Path, entries: Iterable[Entry]) -> None:
     Raises RecordingError where another process does so at the same time.
     """
     with (root / MANIFEST).open("ab+") as file:
-        _lock(file.fileno(), root)
+        try:
+            hold_alone(file.fileno())
+        except BlockingIOError as error:
+            raise RecordingError(
+                f"another process is recording into {root}; let it end, or use another folder"
+            ) from error
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         for entry in entries:
             file.write(msgspec.json.encode(entry) + b"\n")
             file.flush()
             os.fsync(file.fileno())
-
-
-def sequence_counts(recording: Recording) -> tuple[int, ...]:
-    """Frames of each sequence of a recording, in order."""
-    return tuple(len(list(frames)) for _, frames in groupby(recording.sequences))
-
-
-def _lock(descriptor: int, root: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RecordingError(f"another process is recording into {root}; let it end, or use another folder") from error
-    except OSError:  # some network file systems have no locks
-        return
 
 
 def _prefixes(roots: Sequence[Path]) -> list[str]:
@@ -262,7 +251,7 @@ def _sensors(rig: Rig) -> dict[str, Any]:
 def _shards(root: Path) -> Iterator[tuple[Path, str, list[int]]]:
     """(folder, name, frames of each sequence) of what lies at `root`."""
     if (root / FACTS).is_file():
-        yield root, root.name, list(sequence_counts(Recording(root)))
+        yield root, root.name, Recording(root).counts.tolist()
         return
     entries = read_manifest(root)
     if not entries:

@@ -29,11 +29,11 @@ def marker_boxes(message: Any, class_names: Sequence[str]) -> Detections:
     ends = [np.array([(p.x, p.y, p.z) for p in m.points]).reshape(-1, 3) for m in found]
     if any(len(points) != len(WIREFRAME) for points in ends):
         raise ValueError(f"a box marker has {sorted(map(len, ends))} points instead of {len(WIREFRAME)}")
-    turns = [m.pose.orientation for m in found]
+    center, yaw = _placed([m.pose for m in found])
     boxes = Boxes(
-        center=np.array([(m.pose.position.x, m.pose.position.y, m.pose.position.z) for m in found]).reshape(-1, 3),
+        center=center,
         size=np.array([2 * np.abs(points).max(0) for points in ends]).reshape(-1, 3),
-        yaw=np.array([2 * np.arctan2(q.z, q.w) for q in turns]).reshape(-1),
+        yaw=yaw,
         velocity=np.array([velocity for _, _, velocity in facts]).reshape(-1, 2),
         class_id=np.array([class_id for class_id, _, _ in facts], np.uint8),
     )
@@ -50,14 +50,20 @@ def detection_boxes(message: Any, class_names: Sequence[str]) -> Boxes:
     unknown = sorted(set(names) - set(class_names))
     if unknown:
         raise ValueError(f"a box is a {unknown[0]!r}; the classes are {', '.join(class_names)}")
-    poses, sizes = [d.bbox.center for d in found], [d.bbox.size for d in found]
+    center, yaw = _placed([d.bbox.center for d in found])
     return Boxes(
-        center=np.array([(p.position.x, p.position.y, p.position.z) for p in poses]).reshape(-1, 3),
-        size=np.array([(s.x, s.y, s.z) for s in sizes]).reshape(-1, 3),
-        yaw=np.array([2 * np.arctan2(p.orientation.z, p.orientation.w) for p in poses]).reshape(-1),
+        center=center,
+        size=np.array([(d.bbox.size.x, d.bbox.size.y, d.bbox.size.z) for d in found]).reshape(-1, 3),
+        yaw=yaw,
         velocity=np.full((len(found), 2), np.nan),
         class_id=np.array([class_names.index(name) for name in names], np.uint8),
     )
+
+
+def _placed(poses: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """geometry_msgs/Pose of boxes that turn about z alone -> (B, 3) centres in m, (B,) yaw in rad."""
+    center = np.array([(p.position.x, p.position.y, p.position.z) for p in poses]).reshape(-1, 3)
+    return center, np.array([2 * np.arctan2(p.orientation.z, p.orientation.w) for p in poses]).reshape(-1)
 
 
 def _facts(marker: Any, class_names: Sequence[str]) -> tuple[int, float, tuple[float, float]]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from lima_core.data.ros_header import stamp_ns
+
 DTYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}  # sensor_msgs/PointField
 DATATYPES = {name: number for number, name in DTYPES.items()}
 INTENSITY_FIELDS = ("intensity", "i", "intensities", "reflectivity", "reflectance")
@@ -194,8 +196,8 @@ def _seconds(msg: Any, name: str, values: np.ndarray) -> tuple[np.ndarray | None
     if len({(round((low - zero) * unit, 6), round((high - zero) * unit, 6)) for unit, zero in near}) != 1:
         found = "more than one reading fits" if near else f"no reading is within {MAX_AWAY_S} s of the stamp"
         return None, (
-            f"field {name!r} ({values.dtype}) is {low:.10g} to {high:.10g} at stamp {_stamp_ns(msg)} ns: {found}; "
-            "point times are left out. Let the driver take the stamp and the point times from one clock"
+            f"field {name!r} ({values.dtype}) is {low:.10g} to {high:.10g} at stamp {stamp_ns(msg.header.stamp)} ns: "
+            f"{found}; point times are left out. Let the driver take the stamp and the point times from one clock"
         )
     unit, zero = near[0]
     if not zero:
@@ -213,12 +215,8 @@ def _readings(msg: Any, dtype: np.dtype) -> list[tuple[float, float]]:
         return [(1e-9, 0.0)]
     if dtype.itemsize == 4:
         return [(1.0, 0.0)]
-    start_ns = _stamp_ns(msg)
+    start_ns = stamp_ns(msg.header.stamp)
     return [(1.0, 0.0), (1.0, start_ns * 1e-9), (1e-9, float(start_ns))]
-
-
-def _stamp_ns(msg: Any) -> int:
-    return int(msg.header.stamp.sec) * 10**9 + int(msg.header.stamp.nanosec)
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lima_core.data.frame import FrameSource
 from lima_core.data.rig import Rig
 from lima_core.runtime.bag_messages import bag_messages
 from lima_core.runtime.bag_writer import BagWriter, Storage
-from lima_core.runtime.frame_messages import Outgoing, frame_messages
+from lima_core.runtime.frame_messages import Batch, frame_messages, merged
 from lima_core.runtime.messages import Messages, pose_from_odometry
 
 
@@ -23,19 +23,19 @@ def write_frames(
     if len(source) == 0:
         raise ValueError(f"{path}: the source has no frames")
     messages = bag_messages()
-    waiting: list[Outgoing] = []
-    with BagWriter(path, storage) as bag:
+
+    def batches() -> Iterator[Batch]:
         for index in range(len(source)):
-            made = frame_messages(source[index], source.rig, messages)
-            if index == 0:
-                begin_ns = made[0].stamp_ns
-                bag.write("/tf_static", mounts(source.rig, messages, begin_ns), begin_ns, latched=True)
-            # a camera of this frame may come before the sweep of the last: only what is older is in order
-            ready = [m for m in waiting if m.stamp_ns < made[0].stamp_ns]
-            _write(bag, ready, source.rig, messages)
-            waiting = sorted([*waiting[len(ready) :], *made], key=lambda m: m.stamp_ns)
+            frame = source[index]
+            yield Batch(frame.sequence, frame_messages(frame, source.rig, messages))
             progress()
-        _write(bag, waiting, source.rig, messages)
+
+    with BagWriter(path, storage) as bag:
+        for number, batch in enumerate(merged(batches())):
+            if number == 0:
+                begin_ns = batch.messages[0].stamp_ns
+                bag.write("/tf_static", mounts(source.rig, messages, begin_ns), begin_ns, latched=True)
+            _write(bag, batch, source.rig, messages)
     return Path(path)
 
 
@@ -46,9 +46,9 @@ def mounts(rig: Rig, messages: Messages, stamp_ns: int) -> object:
     return messages.transforms(stamp_ns, *links)
 
 
-def _write(bag: BagWriter, made: list[Outgoing], rig: Rig, messages: Messages) -> None:
+def _write(bag: BagWriter, batch: Batch, rig: Rig, messages: Messages) -> None:
     """Messages, and with each odometry the same pose on /tf."""
-    for out in made:
+    for out in batch.messages:
         if out.topic == rig.odometry_topic:
             link = (rig.world_frame, rig.base_frame, pose_from_odometry(out.message))
             bag.write("/tf", messages.transforms(out.stamp_ns, link), out.stamp_ns)

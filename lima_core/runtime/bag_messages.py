@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from functools import cache, cached_property
 from typing import Any
 
@@ -12,6 +11,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from lima_core.data.ros_cloud import CloudError
+from lima_core.data.ros_header import read_header
 from lima_core.runtime.messages import Messages
 
 # Fields of vision_msgs 4.1 (Humble to Kilted), which rosbags does not know:
@@ -125,8 +125,7 @@ class LazyMessage:
 
 
 def _header(raw: bytes) -> Any:
-    """std_msgs/Header at the beginning of a CDR message, after its 4 bytes of encapsulation."""
-    types = typestore().types
-    seconds, nanoseconds, length = struct.unpack_from("<iII" if raw[1] & 1 else ">iII", raw, 4)
-    stamp = types["builtin_interfaces/msg/Time"](seconds, nanoseconds)
-    return types["std_msgs/msg/Header"](stamp, bytes(raw[16 : 15 + length]).decode())
+    """The std_msgs/Header that a message begins with."""
+    types, (at_ns, frame_id) = typestore().types, read_header(raw)
+    stamp = types["builtin_interfaces/msg/Time"](at_ns // 1_000_000_000, at_ns % 1_000_000_000)
+    return types["std_msgs/msg/Header"](stamp, frame_id)

@@ -52,7 +52,6 @@ class BagWriter:
         self.path, self._storage = Path(path), storage
         self._part = self.path.with_name(f".{self.path.name}.part")  # no pid: the files' names are inside the bag
         self._connections: dict[str, Connection] = {}
-        self._latched: set[str] = set()
 
     def __enter__(self) -> BagWriter:
         if self.path.exists():

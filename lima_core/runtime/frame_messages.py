@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from lima_core.data.bag import BOXES_TOPIC, TRUTH_TOPIC
 from lima_core.data.classes import load_taxonomy
-from lima_core.data.frame import CameraView, Detections, Frame
+from lima_core.data.frame import Boxes, CameraView, Detections, Frame
 from lima_core.data.rig import Rig
 from lima_core.data.ros_cloud import pack_cloud
 from lima_core.geometry import se3
@@ -26,6 +27,14 @@ class Outgoing:
     message: Any
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Messages in stamp order that belong together; time runs on only within one `sequence`."""
+
+    sequence: str
+    messages: tuple[Outgoing, ...]
+
+
 def frame_messages(frame: Frame, rig: Rig, messages: Messages, transport: str = "compressed") -> tuple[Outgoing, ...]:
     """A frame as ROS messages on the rig's topics, at each sensor's own stamp, in that order, odometry first.
 
@@ -37,13 +46,46 @@ def frame_messages(frame: Frame, rig: Rig, messages: Messages, transport: str = 
     world_from_base = frame.world_from_lidar @ se3.inverse(rig.base_from_lidar)
     found.append(_odometry(world_from_base, frame.stamp_ns, rig, messages))
     found.append(Outgoing(frame.stamp_ns, rig.lidar_topic, _cloud(frame, rig, messages)))
+    found += truth_messages(frame, rig.lidar_frame, messages)
+    return tuple(sorted(found, key=lambda m: m.stamp_ns))
+
+
+def truth_messages(frame: Frame, frame_id: str, messages: Messages) -> list[Outgoing]:
+    """Labels and boxes of a frame, as far as it has them; boxes as the perception node sends them, all certain."""
+    header, found = messages.header(frame.stamp_ns, frame_id), []
     if frame.labels is not None:
         columns = {**_xyz(frame.points), "label": frame.labels}
-        truth = messages.cloud(pack_cloud(columns), frame.stamp_ns, rig.lidar_frame)
-        found.append(Outgoing(frame.stamp_ns, TRUTH_TOPIC, truth))
+        found.append(Outgoing(frame.stamp_ns, TRUTH_TOPIC, messages.cloud_of(pack_cloud(columns), header)))
     if frame.boxes is not None:
-        found.append(Outgoing(frame.stamp_ns, BOXES_TOPIC, _boxes(frame, rig, messages)))
-    return tuple(sorted(found, key=lambda m: m.stamp_ns))
+        taxonomy = load_taxonomy("nuscenes")
+        boxes = marker_array(
+            certain(frame.boxes), taxonomy.detection_names, taxonomy.box_colors(), header, 0.0, "truth", messages
+        )
+        found.append(Outgoing(frame.stamp_ns, BOXES_TOPIC, boxes))
+    return found
+
+
+def certain(boxes: Boxes) -> Detections:
+    """Ground truth as detections of score 1."""
+    return Detections(boxes, np.ones(len(boxes), np.float32))
+
+
+def merged(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches of one sequence merged in stamp order: a camera of the next frame may come before this sweep."""
+    pending: list[Outgoing] = []
+    sequence = ""
+    for batch in batches:
+        if batch.sequence != sequence:
+            if pending:
+                yield Batch(sequence, tuple(pending))
+            pending, sequence = [], batch.sequence
+        begin_ns = batch.messages[0].stamp_ns
+        ready = tuple(m for m in pending if m.stamp_ns < begin_ns)
+        if ready:
+            yield Batch(sequence, ready)
+        pending = sorted([*pending[len(ready) :], *batch.messages], key=lambda m: m.stamp_ns)
+    if pending:
+        yield Batch(sequence, tuple(pending))
 
 
 def _camera_messages(view: CameraView, frame: Frame, rig: Rig, messages: Messages, transport: str) -> list[Outgoing]:
@@ -78,11 +120,3 @@ def _cloud(frame: Frame, rig: Rig, messages: Messages) -> Any:
 
 def _xyz(points: np.ndarray) -> dict[str, np.ndarray]:
     return {axis: points[:, index] for index, axis in enumerate("xyz")}
-
-
-def _boxes(frame: Frame, rig: Rig, messages: Messages) -> Any:
-    """The boxes as the perception node sends them, all of them certain."""
-    taxonomy = load_taxonomy("nuscenes")
-    certain = Detections(frame.boxes, np.ones(len(frame.boxes), np.float32))
-    header = messages.header(frame.stamp_ns, rig.lidar_frame)
-    return marker_array(certain, taxonomy.detection_names, taxonomy.box_colors(), header, 0.0, "truth", messages)

@@ -27,11 +27,6 @@ class Classes(Protocol):
         """What a field uint8[] takes."""
 
 
-def stamp_ns(stamp: Any) -> int:
-    """builtin_interfaces/Time (duck-typed) -> nanoseconds."""
-    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
-
-
 def pose_from_odometry(msg: Any) -> np.ndarray:
     """Odometry (duck-typed) -> (4, 4) world_from_base. Raises ValueError on a zero or non-finite pose."""
     p, q = msg.pose.pose.position, msg.pose.pose.orientation

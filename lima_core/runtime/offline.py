@@ -12,10 +12,10 @@ from typing import Any
 
 from lima_core.data.bag import CLOUD, COMPRESSED, INFO, ODOMETRY, RAW, TRANSFORMS, Bag, BagError, BagMessages
 from lima_core.data.rig import Rig
+from lima_core.data.ros_header import stamp_ns
 from lima_core.runtime.bag_messages import bag_messages, typestore
 from lima_core.runtime.bag_writer import BagWriter, Storage
 from lima_core.runtime.health import Account, findings_in
-from lima_core.runtime.messages import stamp_ns
 from lima_core.runtime.parameters import ParameterError, Resolved
 from lima_core.runtime.pipeline import Pipeline
 from lima_core.runtime.results import FILTERED, LABEL_INFO
@@ -192,8 +192,8 @@ def _check_topics(bag: str | Path, messages: BagMessages, rig: Rig, listeners: l
     if not messages.counts.get(rig.lidar_topic):
         wrong.insert(0, f"there is no cloud on {rig.lidar_topic}")
     if wrong:
-        there = "".join(f"\n  {topic}: {kind}" for topic, kind in sorted(messages.types.items()))
-        raise BagError(f"{bag} does not fit the rig: {'; '.join(wrong)}. Correct the rig file; topics:{there}")
+        problem = "; ".join(wrong)
+        raise BagError(f"{bag} does not fit the rig: {problem}. Correct the rig file; topics:{messages.listing}")
 
 
 def _remarks(facts: dict[str, object]) -> list[str]:

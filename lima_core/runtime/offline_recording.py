@@ -13,7 +13,7 @@ from lima_core.data.rig import Rig
 from lima_core.runtime.bag_messages import LazyMessage, MessageError
 from lima_core.runtime.parameters import Resolved
 from lima_core.runtime.recorder import Recorder
-from lima_core.runtime.recorder_parameters import GIGABYTE
+from lima_core.runtime.recorder_parameters import disk_limits
 from lima_core.runtime.triggers import Features
 
 Hear = Callable[[Any], None]
@@ -36,8 +36,7 @@ def record_bag(
     messages = BagMessages(bag)
     rig = rig or Bag(bag).rig
     check_topics(bag, messages, rig, settings)
-    sizes = {"quota_bytes": settings["disk.quota_gb"], "min_free_bytes": settings["disk.min_free_gb"]}
-    writer = RecordingWriter(folder, rig, **{k: round(v * GIGABYTE) for k, v in sizes.items()}, resume=True)
+    writer = RecordingWriter(folder, rig, *disk_limits(settings), resume=True)
     recorder = Recorder(rig, settings, writer, warn, features, stop_when_full=True)
     try:
         hear = listeners(recorder, rig, use_tf(messages, rig, settings))
@@ -84,5 +83,6 @@ def check_topics(bag: str | Path, messages: BagMessages, rig: Rig, settings: Res
     missing = [topic for topic in wanted if not messages.counts.get(topic)]
     missing += [] if messages.types.get(poses) == kind else [f"{poses} ({kind}, for poses)"]
     if missing:
-        there = "".join(f"\n  {topic}: {kind}" for topic, kind in sorted(messages.types.items()))
-        raise BagError(f"{bag} has no messages on {', '.join(missing)}; correct the rig file. Its topics:{there}")
+        raise BagError(
+            f"{bag} has no messages on {', '.join(missing)}; correct the rig file. Its topics:{messages.listing}"
+        )

@@ -15,9 +15,10 @@ import numpy as np
 
 from lima_core.data.rig import CameraMount, Rig
 from lima_core.data.ros_cloud import CloudError, CloudPoints
+from lima_core.data.ros_header import stamp_ns
 from lima_core.runtime import health
 from lima_core.runtime.intake import Intake
-from lima_core.runtime.messages import Messages, pose_from_odometry, stamp_ns
+from lima_core.runtime.messages import Messages, pose_from_odometry
 from lima_core.runtime.overlay import OverlayError, camera_view, extrinsics, overlay_jpeg
 from lima_core.runtime.parameters import Parameter, ParameterError, Resolved, Value
 from lima_core.runtime.results import Publisher, Results, filtered_classes

@@ -18,8 +18,9 @@ from lima_core.data.recording_format import COLUMNS, XYZI, CalibrationEntry
 from lima_core.data.recording_writer import FullError, RecordingWriter, TakenFrame, TakenPicture
 from lima_core.data.rig import Rig, is_rectified
 from lima_core.data.ros_cloud import CloudError, CloudPoints, cloud_points, read_cloud
+from lima_core.data.ros_header import stamp_ns
 from lima_core.data.ros_image import camera_from_info, encoded_picture
-from lima_core.runtime.messages import pose_from_odometry, stamp_ns
+from lima_core.runtime.messages import pose_from_odometry
 from lima_core.runtime.parameters import Resolved
 from lima_core.runtime.pose_track import PoseTrack
 from lima_core.runtime.recorder_camera import CameraTrack, Timed
@@ -317,7 +318,7 @@ class Recorder:
                 self._sequence, self._begun = self._writer.start_sequence(), False
             end = self._write(self._sequence, reason, candidate)
             if end in (RECORDED, THERE):
-                self._triggers.taken(at_ns, position, points)
+                self._triggers.taken(at_ns, points)
                 self._begun = True
             elif end == FULL and self._begun:  # else the number is still free
                 self._end_sequence()

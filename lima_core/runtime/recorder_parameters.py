@@ -45,3 +45,8 @@ def chosen_triggers(settings: Resolved) -> tuple[str, ...]:
     if unknown:
         raise ParameterError(f"parameter triggers names {unknown[0]!r}; there are {', '.join(TRIGGERS)}")
     return names
+
+
+def disk_limits(settings: Resolved) -> tuple[int, int]:
+    """Quota, and what must stay free, in bytes."""
+    return tuple(round(settings[f"disk.{name}_gb"] * GIGABYTE) for name in ("quota", "min_free"))

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lima_core.geometry import se3
-from lima_core.runtime.messages import stamp_ns
+from lima_core.data.bag_poses import pose_of
+from lima_core.data.ros_header import stamp_ns
 
 
 class TfChain:
@@ -28,12 +28,8 @@ class TfChain:
         """
         for item in msg.transforms:
             child = item.child_frame_id.lstrip("/")
-            t, q = item.transform.translation, item.transform.rotation
-            try:
-                matrix = se3.transform(np.array([q.w, q.x, q.y, q.z]), np.array([t.x, t.y, t.z]))
-            except ValueError:
-                continue
-            if not np.isfinite(matrix).all():
+            matrix = pose_of(item.transform.translation, item.transform.rotation)
+            if matrix is None:
                 continue
             self._up[child] = (item.header.frame_id.lstrip("/"), matrix, not fixed)
             if not fixed and child == self._lowest_moving():

@@ -56,7 +56,7 @@ class Triggers:
         if NOVELTY in self._names and features is None:
             raise ValueError("the trigger novelty needs a network whose features it compares")
         self._novelty = Novelty(features) if NOVELTY in self._names else None
-        self._last: tuple[int, np.ndarray] | None = None
+        self._last_ns: int | None = None
         self._driven_m, self._position = 0.0, None
 
     def reason(self, stamp_ns: int, position: np.ndarray, points: Callable[[], np.ndarray]) -> str | None:
@@ -73,25 +73,25 @@ class Triggers:
         others = [name for name in self._names if name != NOVELTY]
         if ALL in others:
             return ALL
-        if self._last is None and others:
+        if self._last_ns is None and others:
             return others[0]
-        if self._last is None:
+        if self._last_ns is None:
             return self._look(points)
-        if TIME in self._names and stamp_ns - self._last[0] >= self._settings["trigger.every_s"] * 1e9:
+        if TIME in self._names and stamp_ns - self._last_ns >= self._settings["trigger.every_s"] * 1e9:
             return TIME
         if DISTANCE in self._names and self._driven_m >= self._settings["trigger.every_m"]:
             return DISTANCE
         return self._look(points) if self._novelty else None
 
-    def taken(self, stamp_ns: int, position: np.ndarray, points: Callable[[], np.ndarray]) -> None:
+    def taken(self, stamp_ns: int, points: Callable[[], np.ndarray]) -> None:
         """The sweep is recorded."""
-        self._last, self._driven_m = (stamp_ns, position), 0.0
+        self._last_ns, self._driven_m = stamp_ns, 0.0
         if self._novelty is not None:
             self._novelty.remember(self._novelty.look(points())[1] if self._features is None else self._features)
 
     def start_over(self) -> None:
         """A new sequence: times and places start anew, the memory of what was seen stays."""
-        self._last, self._driven_m, self._position = None, 0.0, None
+        self._last_ns, self._driven_m, self._position = None, 0.0, None
 
     def _look(self, points: Callable[[], np.ndarray]) -> str | None:
         distance, self._features = self._novelty.look(points())

@@ -19,16 +19,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lima_core.data.bag import BOXES_TOPIC, DETECTIONS_TOPIC, TRUTH_TOPIC
+from lima_core.data.bag import DETECTIONS_TOPIC
 from lima_core.data.classes import load_taxonomy
-from lima_core.data.frame import CameraView, Detections, Image
+from lima_core.data.frame import CameraView, Image
 from lima_core.data.nuscenes import LIDAR, NuScenes, NuScenesError
-from lima_core.data.nuscenes_drive import Drive, SensorFile, read_drive
+from lima_core.data.nuscenes_drive import Drive, SensorFile, read_drives
 from lima_core.data.ros_cloud import pack_cloud
 from lima_core.files import inside
 from lima_core.runtime.bag_messages import bag_messages
 from lima_core.runtime.bag_writer import BagWriter, Storage, is_complete
-from lima_core.runtime.detections import detection_array, marker_array
+from lima_core.runtime.detections import detection_array
+from lima_core.runtime.frame_messages import certain, truth_messages
 
 WORLD, BASE, ODOMETRY_TOPIC = "map", "base_link", "/odom"
 MESSAGES = bag_messages()
@@ -55,11 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         unknown = [name for name in options.scenes or () if name not in known]
         if unknown:
             raise NuScenesError(f"{options.root} has no {', '.join(unknown)}; its scenes are {', '.join(known)}")
-        for scene in options.scenes or known:
-            if is_complete(options.out / scene):
-                print(f"{options.out / scene} is complete and stays")
-                continue
-            convert(source, scene, options.out / scene, options.keyframes_only, options.storage, options.lower)
+        scenes = [scene for scene in options.scenes or known if not _stays(options.out / scene)]
+        for drive in read_drives(source, scenes, options.keyframes_only):
+            convert(source, drive, options.out / drive.name, options.storage, options.lower)
     except (ValueError, OSError) as error:
         print(f"nuscenes_to_bag: {error}", file=sys.stderr)
         return 1
@@ -70,20 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def convert(
     source: NuScenes,
-    scene: str,
+    drive: Drive,
     out: Path,
-    keyframes_only: bool = False,
     storage: Storage = "mcap",
     lower: bool = False,
 ) -> None:
     """One scene as the rosbag2 folder `out`, whole or not at all. Raises NuScenesError, FileExistsError."""
-    drive = read_drive(source.root / source.version, scene, keyframes_only)
-    keyframes = iter([i for i, name in enumerate(source.sequences) if name == scene])  # in order of time
+    keyframes = iter([i for i, name in enumerate(source.sequences) if name == drive.name])  # in order of time
 
     def named(topic: str) -> str:
         return topic.lower() if lower else topic
 
-    with BagWriter(out, storage) as bag, tqdm(drive.files, desc=scene, unit="file") as bar:
+    with BagWriter(out, storage) as bag, tqdm(drive.files, desc=drive.name, unit="file") as bar:
         links = [(BASE, channel, pose) for channel, pose in drive.base_from_sensor.items()]
         begin_ns = drive.files[0].stamp_ns
         bag.write("/tf_static", MESSAGES.transforms(begin_ns, *links), begin_ns, latched=True)
@@ -99,6 +96,14 @@ def convert(
             if file.channel == LIDAR and file.is_key:
                 for topic, message in _truth(source, next(keyframes), file.stamp_ns):
                     bag.write(topic, message, file.stamp_ns)
+
+
+def _stays(path: Path) -> bool:
+    """Whether a bag is there already, and says so. Raises FileExistsError where it is incomplete."""
+    stays = is_complete(path)
+    if stays:
+        print(f"{path} is complete and stays")
+    return stays
 
 
 def _sensed(source: NuScenes, drive: Drive, file: SensorFile) -> Iterator[Written]:
@@ -129,16 +134,13 @@ def _read(source: NuScenes, file: SensorFile) -> bytes:
 
 
 def _truth(source: NuScenes, index: int, stamp_ns: int) -> Iterator[Written]:
-    """Labels and boxes of a keyframe."""
-    frame, taxonomy, header = source[index], load_taxonomy("nuscenes"), MESSAGES.header(stamp_ns, LIDAR)
-    if frame.labels is not None:
-        columns = {axis: frame.points[:, at] for at, axis in enumerate("xyz")}
-        yield TRUTH_TOPIC, MESSAGES.cloud_of(pack_cloud({**columns, "label": frame.labels}), header)
+    """Labels and boxes of a keyframe, the boxes in both forms."""
+    frame = source[index]
     if frame.boxes is not None:
-        certain = Detections(frame.boxes, np.ones(len(frame.boxes), np.float32))
-        names = taxonomy.detection_names
-        yield DETECTIONS_TOPIC, detection_array(certain, names, header, MESSAGES)
-        yield BOXES_TOPIC, marker_array(certain, names, taxonomy.box_colors(), header, 0.0, "truth", MESSAGES)
+        names, header = load_taxonomy("nuscenes").detection_names, MESSAGES.header(stamp_ns, LIDAR)
+        yield DETECTIONS_TOPIC, detection_array(certain(frame.boxes), names, header, MESSAGES)
+    for out in truth_messages(frame, LIDAR, MESSAGES):
+        yield out.topic, out.message
 
 
 if __name__ == "__main__":

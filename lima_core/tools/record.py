@@ -32,7 +32,7 @@ from tqdm import tqdm
 from lima_core.data.bag import BagError, BagMessages
 from lima_core.data.recording import Recording
 from lima_core.data.recording_format import FACTS
-from lima_core.data.recordings import Entry, append_entries, read_manifest, sequence_counts
+from lima_core.data.recordings import Entry, append_entries, read_manifest
 from lima_core.data.rig import Rig
 from lima_core.runtime.offline_recording import record_bag
 from lima_core.runtime.parameters import Resolved
@@ -142,7 +142,7 @@ def record(
         recording = Recording(out / job.name)
         os.sync()  # the manifest promises that it is there
         size = sum(path.stat().st_size for path in recording.root.rglob("*") if path.is_file())
-        entry = Entry(job.name, sequence_counts(recording), size, job.source)
+        entry = Entry(job.name, tuple(recording.counts.tolist()), size, job.source)
         return Outcome(job, entry, "", tuple(warnings))
     except (ValueError, OSError) as error:
         return Outcome(job, None, f"{job.bag}: {error}", tuple(warnings))

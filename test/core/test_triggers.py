@@ -28,7 +28,7 @@ def chosen(one: Triggers, stamps_s: np.ndarray, places_m: np.ndarray, points=Non
         where, cloud = np.asarray(place, float), POINTS if points is None else points[index]
         reason = one.reason(round(stamp * 1e9), where, lambda cloud=cloud: cloud)
         if reason is not None:
-            one.taken(round(stamp * 1e9), where, lambda cloud=cloud: cloud)
+            one.taken(round(stamp * 1e9), lambda cloud=cloud: cloud)
             found.append((index, reason))
     return found
 

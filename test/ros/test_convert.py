@@ -11,11 +11,12 @@ from rclpy.serialization import deserialize_message, serialize_message
 
 from lima_core.data.frame import CameraView, Image
 from lima_core.data.ros_cloud import cloud_points, pack_cloud, read_cloud
+from lima_core.data.ros_header import stamp_ns
 from lima_core.data.ros_image import camera_from_info, image_from_message
 from lima_core.geometry import se3
 from lima_core.geometry.camera import Distortion
 from lima_core.runtime import health
-from lima_core.runtime.messages import pose_from_odometry, stamp_ns
+from lima_core.runtime.messages import pose_from_odometry
 from lima_core.runtime.parameters import PARAMETERS
 from lima_ros import convert
 

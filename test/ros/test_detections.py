@@ -13,11 +13,11 @@ from rclpy.serialization import deserialize_message, serialize_message
 from visualization_msgs.msg import Marker
 
 from lima_core.data.frame import Boxes, Detections
+from lima_core.data.ros_header import stamp_ns
 from lima_core.geometry import boxes as geometry
 from lima_core.geometry import se3
 from lima_core.runtime import detections
 from lima_core.runtime.bag_messages import bag_messages, typestore
-from lima_core.runtime.messages import stamp_ns
 from lima_ros import convert
 
 NAMES = ("car", "pedestrian", "traffic_cone")

@@ -18,12 +18,12 @@ from lima_core.data.bag import BagMessages
 from lima_core.data.classes import load_taxonomy
 from lima_core.data.ros_boxes import marker_boxes
 from lima_core.data.ros_cloud import read_cloud
+from lima_core.data.ros_header import stamp_ns
 from lima_core.data.synthetic.street import Street
 from lima_core.models.detector import Detector, DetectorConfig
 from lima_core.models.voxelize_range import RangeConfig
 from lima_core.runtime.bag_frames import write_frames
 from lima_core.runtime.bag_messages import typestore
-from lima_core.runtime.messages import stamp_ns
 from networks import save_detector
 
 FRAMES = 4

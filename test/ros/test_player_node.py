@@ -18,11 +18,13 @@ from lima_core.data.classes import load_taxonomy
 from lima_core.data.frame import CameraView, Frame, Image
 from lima_core.data.rig import CameraMount, Rig
 from lima_core.data.ros_boxes import marker_boxes
+from lima_core.data.ros_header import stamp_ns
 from lima_core.data.synthetic.street import Street
 from lima_core.geometry import se3
 from lima_core.runtime.bag_frames import write_frames
-from lima_core.runtime.frame_messages import Outgoing, frame_messages
-from lima_core.runtime.messages import pose_from_odometry, stamp_ns
+from lima_core.runtime.frame_messages import Batch, Outgoing, frame_messages
+from lima_core.runtime.frame_messages import merged as merge
+from lima_core.runtime.messages import pose_from_odometry
 from lima_ros.convert import ROS
 
 pytest.importorskip("sensor_msgs", reason="needs ROS 2 messages: install lima's extra `ros`")
@@ -108,10 +110,10 @@ def test_raw_transport_sends_pixels() -> None:
 
 
 def test_consecutive_frames_are_merged_in_stamp_order() -> None:
-    def batch(sequence: str, *stamps: int) -> player.Batch:
-        return player.Batch(sequence, tuple(Outgoing(stamp, "t", None) for stamp in stamps))
+    def batch(sequence: str, *stamps: int) -> Batch:
+        return Batch(sequence, tuple(Outgoing(stamp, "t", None) for stamp in stamps))
 
-    merged = list(player.merged([batch("a", 1, 5), batch("a", 3, 8), batch("b", 2, 4), batch("b", 5)]))
+    merged = list(merge([batch("a", 1, 5), batch("a", 3, 8), batch("b", 2, 4), batch("b", 5)]))
     stamps = [(b.sequence, [m.stamp_ns for m in b.messages]) for b in merged]
     assert stamps == [("a", [1]), ("a", [3, 5, 8]), ("b", [2, 4]), ("b", [5])]
 

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from lima_core.runtime.messages import stamp_ns
+from lima_core.data.ros_header import stamp_ns
 from lima_core.runtime.parameters import PARAMETERS, ParameterError, resolve
 
 pytest.importorskip("sensor_msgs", reason="needs the ROS 2 message packages")
